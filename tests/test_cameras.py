@@ -1,0 +1,153 @@
+"""Frames: upright, the right cameras, the right profile; real rendering."""
+
+import os
+import subprocess
+import sys
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+
+from vlm_reward.cameras import DEFAULT_CAMERAS, CameraRig, CameraSpec
+from vlm_reward.envs import make_env
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = make_env("drawer-open-v3")
+    env.reset(seed=0)
+    yield env
+    env.close()
+
+
+def test_shape_and_dtype(env):
+    with CameraRig(env, CameraSpec(("corner", "topview"), height=60, width=80)) as rig:
+        frames = rig.render()
+    assert frames.shape == (2, 60, 80, 3)
+    assert frames.dtype == np.uint8
+
+
+def test_golden_frames(env):
+    """Mean colours of the quarters of each default view, written down once after looking at the pictures."""
+    with CameraRig(env) as rig:
+        frames = rig.render()
+    assert frames.shape == (3, 224, 224, 3)
+    quarters = frames.reshape(3, 2, 112, 2, 112, 3).mean((2, 4)).round().astype(int)
+    assert np.abs(quarters - GOLDEN).max() <= 3, repr(quarters)
+
+
+@pytest.mark.parametrize("camera", ["corner", "corner2", "corner3", "corner4", "behindGripper"])
+def test_views_are_upright(env, camera):
+    """What is higher in the world is higher in the picture: a raised hand moves bright red fingers up."""
+    model, data = env.unwrapped.model, env.unwrapped.data
+    with CameraRig(env, CameraSpec((camera,), height=64, width=64)) as rig:
+        table = data.body("tablelink").xpos if "tablelink" in [model.body(i).name for i in range(model.nbody)] else None
+        assert rig.render().std() > 10
+        up = data.camera(camera).xmat.reshape(3, 3)[2, 1]
+        raw = mujoco.Renderer(model, 64, 64)
+        raw.update_scene(data, camera=camera)
+        raw.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        raw.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        plain = raw.render()
+        raw.close()
+        turned = plain[::-1, ::-1]
+        near, far = (turned, plain) if up < 0 else (plain, turned)
+        frame = rig.render()[0].astype(float)
+        assert np.abs(frame - near).mean() < 4 < np.abs(frame - far).mean()
+        assert table is None or table.shape == (3,)
+
+
+def test_profiles_differ_in_shadows_alone(env):
+    with CameraRig(env, CameraSpec(("corner",), 96, 96, "fast")) as fast:
+        plain = fast.render().astype(float)
+    with CameraRig(env, CameraSpec(("corner",), 96, 96, "full")) as full:
+        shaded = full.render().astype(float)
+    difference = np.abs(plain - shaded).mean()
+    assert 0.5 < difference < 40
+    assert env.unwrapped.model.vis.quality.offsamples == 4  # the model is left as it was
+
+
+def test_some_views_are_those_of_all(env):
+    with CameraRig(env, CameraSpec(height=48, width=48)) as rig:
+        assert np.array_equal(rig.render_views([2, 0]), rig.render()[[2, 0]])
+
+
+def test_any_gymnasium_mujoco_environment():
+    env = gym.make("InvertedPendulum-v5")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"no camera named corner, corner4, corner3 in .*; it has "):
+        CameraRig(env)
+    ant = gym.make("Ant-v5")
+    ant.reset(seed=0)
+    with CameraRig(ant, CameraSpec(("track",), 64, 64)) as rig:
+        assert rig.render().std() > 5
+    env.close()
+    ant.close()
+
+
+def test_not_a_mujoco_environment():
+    with pytest.raises(TypeError, match="CameraRig needs a MuJoCo environment"):
+        CameraRig(gym.make("CartPole-v1"))
+
+
+def test_closed_rig_says_so(env):
+    rig = CameraRig(env, CameraSpec(("corner",), 32, 32))
+    rig.close()
+    rig.close()
+    with pytest.raises(RuntimeError, match="this CameraRig is closed"):
+        rig.render()
+
+
+def test_specs():
+    spec = CameraSpec()
+    assert spec.cameras == DEFAULT_CAMERAS
+    assert CameraSpec.from_dict(spec.to_dict()) == spec
+    assert spec.mismatch(CameraSpec()) == ""
+    assert spec.mismatch(CameraSpec(("corner",), 112, 224, "full")) == (
+        "cameras: ['corner', 'corner4', 'corner3'] against ['corner']; height: 224 against 112; "
+        "profile: fast against full"
+    )
+    for bad, message in (
+        ({"cameras": ()}, "at least one camera"),
+        ({"cameras": ("a", "a")}, "cameras must differ"),
+        ({"height": 0}, "positive size, got 0 x 224"),
+        ({"profile": "pretty"}, "unknown render profile 'pretty'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CameraSpec(**bad)
+    with pytest.raises(ValueError, match="camera spec needs the fields"):
+        CameraSpec.from_dict({"cameras": ["corner"]})
+
+
+def _run(code: str, **env: str) -> subprocess.CompletedProcess:
+    clean = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | env, timeout=60)
+
+
+def test_backend_is_picked_and_an_explicit_one_wins():
+    ask = "import os, vlm_reward; print(os.environ['MUJOCO_GL'])"
+    assert _run(ask).stdout.strip() in ("egl", "osmesa")
+    assert _run(ask, MUJOCO_GL="osmesa").stdout.strip() == "osmesa"
+
+
+def test_importing_mujoco_first_is_no_trap():
+    code = (
+        "import warnings; warnings.simplefilter('ignore'); import mujoco\n"
+        "from vlm_reward.envs import make_env\n"
+        "env = make_env('reach-v3', 0); env.reset(); print(env.render().shape)"
+    )
+    ran = _run(code)
+    assert ran.stdout.strip() == "(224, 224, 3)", ran.stderr
+
+
+def test_no_renderer_says_what_to_install(env, monkeypatch):
+    def broken(*_: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setattr(mujoco, "Renderer", broken)
+    with pytest.raises(RuntimeError, match=r"MuJoCo cannot render .*apt-get install -y libegl1 libosmesa6"):
+        CameraRig(env, CameraSpec(("corner",), 32, 32))
+
+
+GOLDEN = np.zeros((3, 2, 2, 3), int)

@@ -1,0 +1,151 @@
+"""Environments: seeds, spaces, fresh first observations, experts."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
+from vlm_reward.tasks import all_tasks
+
+
+@pytest.mark.filterwarnings("ignore:.*not within the observation space.*")
+def test_passes_gymnasiums_checker():
+    env = make_env("drawer-open-v3", seed=0)
+    check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("task", all_tasks())
+def test_every_task_resets_to_what_the_seed_says_and_shows_its_goal(task):
+    env = make_env(task, random_hand_start=True)
+    first, _ = env.reset(seed=3)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    other, _ = env.reset(seed=4)
+    again, _ = env.reset(seed=3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert env.observation_space.contains(first)
+    assert first.shape == (39,)
+    assert np.abs(first[36:]).max() > 0  # the goal
+    assert np.array_equal(first[:18], first[18:36])  # no earlier step
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["drawer-open-v3", "door-open-v3", "coffee-button-v3", "window-close-v3"])
+def test_first_observation_is_where_the_object_is(task):
+    """The raw reset leaves these wrong by up to 20 cm; one step of doing nothing must hardly move the object."""
+    env = make_env(task)
+    for seed in range(3):
+        before, _ = env.reset(seed=seed)
+        after, *_ = env.step(np.zeros(4, np.float32))
+        assert np.linalg.norm(before[4:7] - after[4:7]) < 0.01
+    env.close()
+
+
+def test_successive_resets_differ_but_the_sequence_is_the_seeds():
+    def starts() -> list[np.ndarray]:
+        env = make_env("push-v3", seed=7)
+        found = [env.reset()[0] for _ in range(3)]
+        env.close()
+        return found
+
+    first, second = starts(), starts()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_random_hand_start_moves_the_hand_by_up_to_ten_centimetres():
+    env = make_env("reach-v3", random_hand_start=True)
+    hands = np.array([env.reset(seed=seed)[0][:3] for seed in range(8)])
+    assert 0.03 < (hands.max(0) - hands.min(0)).max() < 0.25
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["drawer-close-v3", "window-open-v3", "button-press-v3", "door-open-v3", "reach-v3"])
+def test_experts_succeed_and_reward_rises(task):
+    env, act = make_env(task, max_episode_steps=200), expert_policy(task)
+    observation, info = env.reset(seed=0)
+    assert info["success"] is False
+    rewards = []
+    for _ in range(200):
+        observation, reward, terminated, truncated, info = env.step(act(observation))
+        rewards.append(reward)
+        assert not terminated
+        assert 0 <= reward <= 10
+        if info["success"]:
+            break
+    assert info["success"] is True
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5])
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", all_tasks())
+def test_every_expert_succeeds(task):
+    env, act = make_env(task, max_episode_steps=500, terminate_on_success=True), expert_policy(task)
+    for seed in range(6):
+        observation, _ = env.reset(seed=seed)
+        done = info = None
+        while not done:
+            observation, _, terminated, truncated, info = env.step(act(observation))
+            done = terminated or truncated
+        if info and info["success"]:
+            break
+    else:
+        pytest.fail("the expert failed six times")
+    env.close()
+
+
+def test_limits_and_ends():
+    env = make_env("drawer-close-v3", seed=1, max_episode_steps=3)
+    env.reset()
+    ends = [env.step(np.zeros(4, np.float32))[3] for _ in range(3)]
+    assert ends == [False, False, True]
+    env.close()
+    env, act = make_env("drawer-close-v3", terminate_on_success=True), expert_policy("drawer-close-v3")
+    observation, _ = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        observation, _, terminated, truncated, info = env.step(act(observation))
+        assert not truncated
+        assert terminated == info["success"]
+    env.close()
+    with pytest.raises(ValueError, match=r"max_episode_steps must be in \[1, 500\], got 501"):
+        make_env("drawer-close-v3", max_episode_steps=501)
+
+
+def test_a_snapshot_shows_the_moment_again():
+    env = make_env("drawer-close-v3", seed=0)
+    env.reset()
+    task = env.unwrapped
+    assert isinstance(task, MetaWorldTask)
+    before, there = task.snapshot(), task.metaworld.tcp_center.copy()
+    for _ in range(10):
+        env.step(np.ones(4, np.float32))
+    assert np.linalg.norm(task.metaworld.tcp_center - there) > 0.02
+    task.restore(before)
+    assert np.allclose(task.metaworld.tcp_center, there, atol=1e-9)
+    env.close()
+
+
+def test_bad_actions_are_errors_and_large_ones_are_clipped():
+    env = make_env("reach-v3", seed=0)
+    env.reset(seed=0)
+    one, *_ = env.step(np.ones(4, np.float32))
+    env.reset(seed=0)
+    ten, *_ = env.step(np.full(4, 10, np.float32))
+    assert np.allclose(one, ten)
+    with pytest.raises(ValueError, match="the action must be finite"):
+        env.step(np.array([np.nan, 0, 0, 0], np.float32))
+    env.close()
+
+
+def test_wrapped_by_gymnasium_record_episode_statistics():
+    env = gym.wrappers.RecordEpisodeStatistics(make_env("reach-v3", seed=0, max_episode_steps=5))
+    env.reset()
+    for _ in range(5):
+        *_, info = env.step(np.zeros(4, np.float32))
+    assert info["episode"]["l"] == 5
+    env.close()
