@@ -1,0 +1,1 @@
+"""How good is a reward: metrics, the benchmark, its tables and its figures."""

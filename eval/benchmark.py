@@ -1,0 +1,483 @@
+"""Score checkpoints on the paper's two benchmarks, on controls, and on whether they listen.
+
+    python -m eval.benchmark --zero-shot siglip2-tiny --checkpoint siglip2-tiny/triplet siglip2-tiny/r3m
+
+Each image is embedded once a checkpoint; every sentence is then one matrix product. What is measured, per
+view ("1", "2", ...) and for the mean of the views ("multi"), all in per cent:
+
+    consistency    pairs of timesteps of random and sub-optimal rollouts ordered as the true reward has them
+    voc            rank correlation of score and time over expert trajectories (a constant score gives 0)
+    voc_reversed   the same with time reversed: a control, the negative of voc
+    voc_wrong      the same under nine sentences of other tasks, which a reward that listens should not follow
+    right_of_10    how often the right sentence has the highest score of these ten at the last frame
+    success_auc    how often a trajectory that ends in success has a higher last score than one that does not
+    voc_right, voc_opposite
+                   for training tasks that share a scene with their opposite, over trajectories that were not
+                   trained on: voc under the right and under the opposite sentence
+
+The result is one JSON file with tidy `rows` and, beside them, `provenance`, one entry a checkpoint. It is
+saved after each checkpoint; a second run skips those that are done, unless they, the data or the settings
+changed.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from eval.metrics import (
+    Estimate,
+    average_estimate,
+    bootstrap_weights,
+    consistency_estimate,
+    consistency_pairs,
+    mean_estimate,
+    multi_view,
+    top1_of_k,
+    voc,
+)
+from vlm_reward.encoder import locate, portable_name
+from vlm_reward.frame_cache import FrameCache, cached, load_dataset
+from vlm_reward.reward_model import RewardModel
+from vlm_reward.tasks import HELD_OUT, OPPOSITES, all_tasks, instruction
+
+Estimates = dict[tuple[str, str, str], Estimate]
+"""(task, view, metric) -> what was measured, as a fraction."""
+
+CONTROLS = ("random", "constant", "oracle")
+CHUNK = 128  # timesteps read and embedded at once
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Consistency, VOC and listening of checkpoints on held-out tasks."""
+
+    checkpoint: tuple[str, ...] = ()
+    """Adapters or backbones: a folder, a name under checkpoints/, or a Hub id."""
+    zero_shot: tuple[str, ...] = ()
+    """Bare backbones, scored as they are."""
+    tasks: tuple[str, ...] = HELD_OUT
+    """Tasks to score; the held-out ones unless changed."""
+    expert: str = "vlm-reward/eval-expert-v0"
+    """Minari id of the expert trajectories that VOC reads."""
+    rollouts: str = "vlm-reward/eval-rollouts-v0"
+    """Minari id of the random and sub-optimal rollouts that the pairs are drawn from."""
+    demos: str | None = "vlm-reward/demos-paper-v0"
+    """Minari id of training tasks' demonstrations, for the opposites; None leaves them out."""
+    data_root: Path | None = None
+    """Folder of the Minari datasets; $MINARI_DATASETS_PATH or Minari's own when not given."""
+    cache: Path | None = None
+    """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
+    out: Path = Path("eval/results/benchmark.json")
+    """The result."""
+    n_expert: int = 50
+    """Expert trajectories a task."""
+    n_pairs: int = 10_000
+    """Pairs of timesteps a task."""
+    n_bootstrap: int = 1000
+    """Resamples of the trajectories for the intervals."""
+    seed: int = 0
+    """Of the pairs, the wrong sentences, the random control and the intervals."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+    overwrite: bool = False
+    """Score the named checkpoints again although they are done."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint and not self.zero_shot:
+            raise ValueError("nothing to score: name a --checkpoint or a --zero-shot backbone")
+        for name in ("n_expert", "n_pairs", "n_bootstrap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def main(cfg: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
+    """Run the benchmark; returns what it wrote to `cfg.out`: {"provenance": [...], "rows": [...]}."""
+    if cfg.data_root is not None:
+        os.environ["MINARI_DATASETS_PATH"] = str(cfg.data_root.resolve())
+    ids = {"expert": cfg.expert, "rollouts": cfg.rollouts} | ({"demos": cfg.demos} if cfg.demos else {})
+    datasets = {name: load_dataset(dataset) for name, dataset in ids.items()}
+    settings = {
+        "tasks": list(cfg.tasks),
+        "data": {
+            key: f"{d.id}: {d.total_episodes} episodes, {d.total_steps} steps" for key, d in datasets.items()
+        },
+        **{name: getattr(cfg, name) for name in ("n_expert", "n_pairs", "n_bootstrap", "seed")},
+    }
+    result = _read(cfg.out)
+    done = [entry for entry in result["provenance"] if entry["settings"] == settings]
+    done = {(entry["checkpoint"], entry["fingerprint"]) for entry in done if not cfg.overwrite}
+
+    caches: dict[int, dict[str, FrameCache]] = {}  # by image size
+    names = tuple(dict.fromkeys((*cfg.zero_shot, *cfg.checkpoint)))
+    fingerprints = {name: _fingerprint(name) for name in names}  # all before any: a typo shows at once
+    try:
+        for name in names:
+            if (name, fingerprints[name]) in done:
+                print(f"{name}: done before, skipped (--overwrite scores it again)")
+                continue
+            start = time.monotonic()
+            model = RewardModel.from_pretrained(name, device=_device(cfg.device))
+            if name in cfg.zero_shot and model.encoder.has_adapter:
+                raise ValueError(f"{name} is an adapter, not a bare backbone: give it as --checkpoint")
+            size = model.encoder.image_size
+            if size not in caches:
+                expect = model.camera_spec  # refused before a cache is built
+                caches[size] = {key: cached(d, size, cfg.cache, expect) for key, d in datasets.items()}
+            data = _task_data(cfg, caches[size])
+            estimates, notes = _score_model(cfg, name, model, caches[size], data)
+            entry = {
+                "checkpoint": name,
+                "fingerprint": fingerprints[name],
+                "settings": settings,
+                "notes": notes,
+            }
+            rows = _rows(estimates, checkpoint=name, **_identity(model))
+            _add(result, cfg.out, entry | _circumstances(start), rows)
+            _print_summary(name, estimates)
+            if ("control", "") not in done:
+                start, rows = time.monotonic(), []
+                for control in CONTROLS:
+                    estimates = _score_control(cfg, control, caches[size], data)
+                    identity = {"backbone": "none", "objective": control, "preset": "", "seed": cfg.seed}
+                    rows += _rows(estimates, checkpoint=f"control/{control}", **identity)
+                entry = {"checkpoint": "control", "fingerprint": "", "settings": settings, "notes": []}
+                _add(result, cfg.out, entry | _circumstances(start), rows)
+                done.add(("control", ""))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {cfg.out} has the finished checkpoints, the same command does the rest")
+        raise SystemExit(130) from None
+    print(f"wrote {cfg.out}; next: python -m eval.tables --results {cfg.out}")
+    return result
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Trajectories of a cache: their `rows` [N] in it, and `groups` [N], each row's trajectory from 0."""
+
+    rows: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, cache: FrameCache, episodes: Sequence[int]) -> "Trajectories":
+        """All rows of these episodes, in their order."""
+        infos = [cache.episodes[i] for i in episodes]
+        rows = [np.arange(info.start, info.start + info.length) for info in infos]
+        return cls(np.concatenate(rows), np.repeat(np.arange(len(infos)), [info.length for info in infos]))
+
+    @property
+    def count(self) -> int:
+        return int(self.groups[-1]) + 1
+
+    @property
+    def last(self) -> np.ndarray:
+        """Positions in `rows` of each trajectory's last row."""
+        return np.append(np.flatnonzero(np.diff(self.groups)), len(self.groups) - 1)
+
+    def map(self, metric: Callable[[np.ndarray], float], scores: np.ndarray) -> np.ndarray:
+        """A metric of each trajectory and column: scores [N, ...] -> [E, ...]."""
+        parts = np.split(scores, self.last[:-1] + 1)
+        return np.stack([np.apply_along_axis(metric, 0, part) for part in parts])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is scored on; the same for all checkpoints.
+
+    Args:
+        task: its name.
+        sentences: ten, the right one first.
+        expert: the trajectories of VOC.
+        rollouts: the rows of the rollouts that are scored: those in a pair, and each trajectory's last.
+        pairs: [P, 2] positions in `rollouts.rows`, the better one first.
+        succeeded: [E + R] bool, whether success holds at the last row of each expert trajectory and rollout.
+    """
+
+    task: str
+    sentences: tuple[str, ...]
+    expert: Trajectories
+    rollouts: Trajectories
+    pairs: np.ndarray
+    succeeded: np.ndarray
+
+
+def _task_data(cfg: BenchmarkConfig, caches: dict[str, FrameCache]) -> list[TaskData]:
+    expert_cache, rollout_cache = caches["expert"], caches["rollouts"]
+    found = []
+    for task in cfg.tasks:
+        experts = _episodes(expert_cache, task, lambda kind: kind == "expert", "expert trajectories")
+        others = _episodes(rollout_cache, task, lambda kind: kind != "expert", "random or noisy rollouts")
+        expert = Trajectories.of(expert_cache, experts[: cfg.n_expert])
+        pool = Trajectories.of(rollout_cache, others)
+        valid = np.flatnonzero(rollout_cache.reward_valid[pool.rows])
+        rewards = rollout_cache.rewards[pool.rows[valid]]
+        drawn = valid[consistency_pairs(rewards, n_pairs=cfg.n_pairs, seed=_seed(cfg, task))]
+        needed = np.unique(np.concatenate([drawn.ravel(), pool.last]))
+        found.append(
+            TaskData(
+                task=task,
+                sentences=ten_sentences(expert_cache.episodes[experts[0]].instruction, cfg.seed),
+                expert=expert,
+                rollouts=Trajectories(pool.rows[needed], pool.groups[needed]),
+                pairs=np.searchsorted(needed, drawn),
+                succeeded=np.append(
+                    expert_cache.success[expert.rows[expert.last]],
+                    rollout_cache.success[pool.rows[pool.last]],
+                ),
+            )
+        )
+    return found
+
+
+def _episodes(cache: FrameCache, task: str, kind: Callable[[str], bool], what: str) -> list[int]:
+    episodes = [i for i, info in enumerate(cache.episodes) if info.task == task and kind(info.kind)]
+    if not episodes:
+        tasks = ", ".join(sorted({info.task for info in cache.episodes}))
+        raise ValueError(f"{cache.dataset_id} has no {what} of {task!r}; its tasks are {tasks}")
+    return episodes
+
+
+def ten_sentences(right: str, seed: int) -> tuple[str, ...]:
+    """The right sentence, then nine of other tasks: a fixed draw among the instructions with another text."""
+    wrong = sorted({instruction(task) for task in all_tasks()} - {right})
+    rng = np.random.default_rng([seed, zlib.crc32(right.encode())])
+    return right, *rng.choice(wrong, size=9, replace=False).tolist()
+
+
+def _score_model(
+    cfg: BenchmarkConfig, name: str, model: RewardModel, caches: dict[str, FrameCache], data: list[TaskData]
+) -> tuple[Estimates, list[str]]:
+    """Everything measured of one checkpoint, and what a reader of its rows must know."""
+    for cache in caches.values():
+        model.check_camera_spec(cache.camera_spec)
+
+    def embed(cache: FrameCache, rows: np.ndarray, what: str) -> np.ndarray:
+        parts = []
+        with tqdm(total=len(rows), desc=f"{name}: {what}", unit="step", leave=False, disable=None) as bar:
+            for start in range(0, len(rows), CHUNK):
+                parts.append(model.embed(cache.frames[rows[start : start + CHUNK]]))
+                bar.update(len(parts[-1]))
+        return np.concatenate(parts)
+
+    estimates, notes = {}, []
+    for item in data:
+        texts = model.embed_text(list(item.sentences))
+        expert = embed(caches["expert"], item.expert.rows, f"{item.task}, expert") @ texts.T
+        rollouts = embed(caches["rollouts"], item.rollouts.rows, f"{item.task}, rollouts") @ texts[0]
+        estimates |= _measure(cfg, item, expert, rollouts)
+        if item.task in model.metadata.get("train_tasks", ()):
+            notes.append(f"{item.task} is one of its training tasks")
+    estimates |= _averages(estimates, "average")
+    if "demos" in caches:
+        cache = caches["demos"]
+        episodes, note = _unseen(cache, model.metadata)
+        notes += note
+        listening = {}
+        for task in sorted({cache.episodes[i].task for i in episodes} - set(cfg.tasks)):
+            chosen = Trajectories.of(cache, [i for i in episodes if cache.episodes[i].task == task])
+            right = next(cache.episodes[i].instruction for i in episodes if cache.episodes[i].task == task)
+            opposites = [b for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == task]
+            sentences = (*ten_sentences(right, cfg.seed), *(instruction(other) for other in opposites))
+            scores = embed(cache, chosen.rows, task) @ model.embed_text(list(sentences)).T
+            listening |= _measure_opposites(cfg, task, chosen, scores)
+        estimates |= listening | _averages(listening, "average_training")
+    for note in notes:
+        print(f"{name}: {note}")
+    return estimates, notes
+
+
+def _score_control(
+    cfg: BenchmarkConfig, control: str, caches: dict[str, FrameCache], data: list[TaskData]
+) -> Estimates:
+    """What the benchmark gives for scores that need no model."""
+
+    def scores(cache: FrameCache, rows: np.ndarray, seed: list[int]) -> np.ndarray:
+        if control == "random":
+            return np.random.default_rng(seed).random((len(rows), cache.views))
+        if control == "constant":
+            return np.zeros((len(rows), cache.views))
+        known = np.where(cache.reward_valid[rows], rows, rows + 1)  # the first frame: as the one after it
+        return np.repeat(cache.rewards[known, None], cache.views, axis=1)
+
+    estimates = {}
+    for item in data:
+        expert = scores(caches["expert"], item.expert.rows, _seed(cfg, item.task, 1))
+        rollouts = scores(caches["rollouts"], item.rollouts.rows, _seed(cfg, item.task, 2))
+        estimates |= _measure(cfg, item, expert[..., None], rollouts)
+    return estimates | _averages(estimates, "average")
+
+
+def _measure(cfg: BenchmarkConfig, item: TaskData, expert: np.ndarray, rollouts: np.ndarray) -> Estimates:
+    """Metrics of a task; scores of expert rows under K sentences [N, V, K], of rollout rows [F, V]."""
+    expert, rollouts = multi_view(expert), multi_view(rollouts)
+    e_weights = bootstrap_weights(item.expert.count, seed=_seed(cfg, item.task, 3), n=cfg.n_bootstrap)
+    r_weights = bootstrap_weights(item.rollouts.count, seed=_seed(cfg, item.task, 4), n=cfg.n_bootstrap)
+    all_weights = bootstrap_weights(len(item.succeeded), seed=_seed(cfg, item.task, 5), n=cfg.n_bootstrap)
+    correlations = item.expert.map(voc, expert)  # [E, V + 1, K]
+    reversed_time = item.expert.map(lambda scores: voc(scores[::-1]), expert[..., 0])
+    last_of_expert, last_of_rollouts = expert[item.expert.last], rollouts[item.rollouts.last]
+    won, lost = np.flatnonzero(item.succeeded), np.flatnonzero(~item.succeeded)
+    outcomes = np.stack(np.meshgrid(won, lost, indexing="ij"), axis=-1).reshape(-1, 2)
+    found = {}
+    for v, view in enumerate(_views(expert)):
+        found["consistency", view] = consistency_estimate(
+            rollouts[:, v], item.pairs, item.rollouts.groups, r_weights
+        )
+        found["voc", view] = mean_estimate(correlations[:, v, 0], e_weights)
+        found["voc_reversed", view] = mean_estimate(reversed_time[:, v], e_weights)
+        if len(outcomes):
+            last = np.concatenate([last_of_expert[:, v, 0], last_of_rollouts[:, v]])
+            found["success_auc", view] = consistency_estimate(
+                last, outcomes, np.arange(len(last)), all_weights
+            )
+        if expert.shape[-1] > 1:
+            found["voc_wrong", view] = mean_estimate(correlations[:, v, 1:].mean(axis=1), e_weights)
+            found["right_of_10", view] = mean_estimate(top1_of_k(last_of_expert[:, v]), e_weights)
+    return {(item.task, view, metric): estimate for (metric, view), estimate in found.items()}
+
+
+def _measure_opposites(
+    cfg: BenchmarkConfig, task: str, trajectories: Trajectories, scores: np.ndarray
+) -> Estimates:
+    """Listening on a training task from scores [N, V, 10 + opposites]; VOC where there is an opposite."""
+    scores = multi_view(scores)
+    weights = bootstrap_weights(trajectories.count, seed=_seed(cfg, task, 6), n=cfg.n_bootstrap)
+    last = scores[trajectories.last]
+    found = {}
+    for v, view in enumerate(_views(scores)):
+        found[task, view, "right_of_10"] = mean_estimate(top1_of_k(last[:, v, :10]), weights)
+        if scores.shape[-1] > 10:
+            right, opposite = trajectories.map(voc, scores[:, v, 0]), trajectories.map(voc, scores[:, v, 10:])
+            found[task, view, "voc_right"] = mean_estimate(right, weights)
+            found[task, view, "voc_opposite"] = mean_estimate(opposite.mean(axis=1), weights)
+    return found
+
+
+def _unseen(cache: FrameCache, metadata: dict[str, Any]) -> tuple[list[int], list[str]]:
+    """Expert episodes of `cache` that the model was not trained on, and a note where that cannot be told."""
+    experts = [i for i, info in enumerate(cache.episodes) if info.kind == "expert"]
+    if metadata.get("protocol", {}).get("dataset") != cache.dataset_id:
+        return experts, []
+    if "validation_episodes" not in metadata:
+        return experts, [f"its training trajectories of {cache.dataset_id} are among those of the opposites"]
+    return [i for i in experts if i in set(metadata["validation_episodes"])], []
+
+
+def _averages(estimates: Estimates, name: str) -> Estimates:
+    """Each metric over the tasks that have it: per view, and over tasks and views as the paper's last row."""
+    pools: dict[tuple[str, str], list[Estimate]] = {}
+    for (_, view, metric), estimate in estimates.items():
+        pools.setdefault((view, metric), []).append(estimate)
+        pools.setdefault(("average", metric), []).append(estimate)
+    return {(name, view, metric): average_estimate(pool) for (view, metric), pool in pools.items()}
+
+
+def _views(scores: np.ndarray) -> list[str]:
+    return [str(v + 1) for v in range(scores.shape[1] - 1)] + ["multi"]
+
+
+def _seed(cfg: BenchmarkConfig, task: str, purpose: int = 0) -> list[int]:
+    return [cfg.seed, zlib.crc32(task.encode()), purpose]
+
+
+def _rows(estimates: Estimates, **identity: Any) -> list[dict[str, Any]]:
+    rows = []
+    for (task, view, metric), estimate in estimates.items():
+        low, high = estimate.interval()
+        figures = {"mean": estimate.mean, "std": estimate.std, "low": low, "high": high}
+        figures = {key: round(100 * value, 4) for key, value in figures.items()}
+        rows.append(identity | {"task": task, "view": view, "metric": metric} | figures | {"n": estimate.n})
+    return rows
+
+
+def _identity(model: RewardModel) -> dict[str, Any]:
+    name = portable_name(model.encoder.name, Path())
+    backbone = Path(name).name if Path(name).is_absolute() else name
+    if not model.encoder.has_adapter:
+        return {"backbone": backbone, "objective": "zero_shot", "preset": "", "seed": None}
+    defaults = {"objective": "unknown", "preset": "", "seed": None}
+    return {"backbone": backbone} | {key: model.metadata.get(key, value) for key, value in defaults.items()}
+
+
+def _fingerprint(name: str) -> str:
+    """Digest of a checkpoint's weights, so that one that was trained again is scored again."""
+    folder = locate(name)
+    digest = hashlib.sha256()
+    for file in sorted(
+        (*folder.glob("*.safetensors"), *folder.parent.glob("*.safetensors"))
+    ):  # its backbone's
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _circumstances(start: float) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": shlex.join(["python", "-m", "eval.benchmark", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - start, 1),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores" + (f", {gpu}" if gpu else ""),
+        "torch": torch.__version__,
+    }
+
+
+def _device(device: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _read(out: Path) -> dict[str, list[dict[str, Any]]]:
+    if not out.exists():
+        return {"provenance": [], "rows": []}
+    try:
+        result = json.loads(out.read_text())
+        return {"provenance": list(result["provenance"]), "rows": list(result["rows"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{out} is no result of this benchmark ({error!r}); move it away or set --out"
+        ) from error
+
+
+def _add(result: dict[str, list], out: Path, entry: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Put a checkpoint's rows in the place of its old ones, and save."""
+    name = entry["checkpoint"]
+
+    def other(checkpoint: str) -> bool:
+        return checkpoint != name and not (name == "control" and checkpoint.startswith("control/"))
+
+    result["provenance"] = [old for old in result["provenance"] if old["checkpoint"] != name] + [entry]
+    result["rows"] = [old for old in result["rows"] if other(old["checkpoint"])] + rows
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    lines = {key: ",\n".join(json.dumps(item) for item in result[key]) for key in ("provenance", "rows")}
+    partial.write_text(f'{{"provenance": [\n{lines["provenance"]}\n],\n"rows": [\n{lines["rows"]}\n]}}\n')
+    os.replace(partial, out)
+
+
+def _print_summary(name: str, estimates: Estimates) -> None:
+    shown = {
+        metric: 100 * e.mean
+        for (task, view, metric), e in estimates.items()
+        if (task, view) == ("average",) * 2
+    }
+    print(f"{name}: " + ", ".join(f"{metric} {mean:.1f}" for metric, mean in shown.items()))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(BenchmarkConfig, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"eval.benchmark: {error}") from error

@@ -1,0 +1,232 @@
+"""Reward curves as in the paper's Figures 2-4: an expert, a failed and a random trajectory of each task.
+
+    python -m eval.figures --checkpoint siglip2-tiny siglip2-tiny/triplet --out eval/results/figures
+
+One picture a task: a row for each checkpoint, a column for each view and one for their mean. In each panel
+scores are normalised to [0, 1] by the least and the greatest score of its three trajectories.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from eval.metrics import multi_view, voc
+from vlm_reward.frame_cache import FrameCache, cached, load_dataset
+from vlm_reward.reward_model import RewardModel
+from vlm_reward.tasks import HELD_OUT
+
+STYLES = (  # Okabe and Ito's colours, told apart by colour-blind readers; the dashes help in print
+    {"color": "#0072B2", "linestyle": "-"},
+    {"color": "#D55E00", "linestyle": "--"},
+    {"color": "#8C8C8C", "linestyle": "-"},
+    {"color": "#009E73", "linestyle": ":"},
+    {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1))},
+)
+
+
+@dataclass(frozen=True)
+class FiguresConfig:
+    """Pictures of reward curves."""
+
+    checkpoint: tuple[str, ...] = ("siglip2-tiny",)
+    """Adapters or backbones, a row each: a folder, a name under checkpoints/, or a Hub id."""
+    tasks: tuple[str, ...] = HELD_OUT
+    """A picture for each."""
+    expert: str = "vlm-reward/eval-expert-v0"
+    """Minari id of expert trajectories."""
+    rollouts: str = "vlm-reward/eval-rollouts-v0"
+    """Minari id of random and sub-optimal rollouts."""
+    data_root: Path | None = None
+    """Folder of the Minari datasets; $MINARI_DATASETS_PATH or Minari's own when not given."""
+    cache: Path | None = None
+    """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
+    out: Path = Path("eval/results/figures")
+    """Folder of the pictures."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+
+
+def main(cfg: FiguresConfig) -> list[Path]:
+    """Draw the pictures; returns their paths."""
+    if cfg.data_root is not None:
+        os.environ["MINARI_DATASETS_PATH"] = str(cfg.data_root.resolve())
+    datasets = load_dataset(cfg.expert), load_dataset(cfg.rollouts)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    scores: dict[str, dict[str, dict[str, np.ndarray]]] = {task: {} for task in cfg.tasks}
+    cameras: Sequence[str] = ()
+    for name in cfg.checkpoint:
+        model = RewardModel.from_pretrained(name, device=device)
+        expert, rollouts = (
+            cached(data, model.encoder.image_size, cfg.cache, model.camera_spec) for data in datasets
+        )
+        cameras = expert.camera_spec.cameras
+        for task in cfg.tasks:
+            scores[task][name] = {
+                label: multi_view(
+                    model.score(cache.frames[info.start : info.start + info.length], info.instruction)
+                )
+                for label, cache, info in trajectories(expert, rollouts, task)
+            }
+    written = []
+    for task in cfg.tasks:
+        written.append(cfg.out / f"reward_curves_{task}.png")
+        reward_curves(scores[task], cameras, written[-1], title=task)
+        print(f"wrote {written[-1]}")
+    return written
+
+
+def trajectories(expert: FrameCache, rollouts: FrameCache, task: str) -> list[tuple[str, FrameCache, Any]]:
+    """The first expert, failed (noisy or mixed, no success) and random trajectory of a task, with labels."""
+    wanted = (
+        ("expert", expert, lambda info: info.kind == "expert"),
+        ("failed", rollouts, lambda info: info.kind in ("noisy", "mixed") and not info.success),
+        ("random", rollouts, lambda info: info.kind == "random"),
+    )
+    found = []
+    for label, cache, fits in wanted:
+        info = next((info for info in cache.episodes if info.task == task and fits(info)), None)
+        if info is None:
+            raise ValueError(f"{cache.dataset_id} has no {label} trajectory of {task!r}")
+        found.append((label, cache, info))
+    return found
+
+
+def normalise(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Min-max over all the curves [T] together: 0 is their least value, 1 their greatest, so they compare."""
+    values = np.concatenate(list(curves.values()))
+    low, span = values.min(), np.ptp(values)
+    return {label: (curve - low) / (span or 1) for label, curve in curves.items()}
+
+
+def reward_curves(
+    scores: Mapping[str, Mapping[str, np.ndarray]], cameras: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Draw normalised scores over time.
+
+    Args:
+        scores: checkpoint -> label of the trajectory -> scores [T, V + 1], the multi-view score last.
+        cameras: names of the V views.
+        path: the PNG to write.
+        title: of the picture.
+    """
+    n_rows, n_columns = len(scores), len(cameras) + 1
+    figure = Figure(figsize=(2.6 * n_columns, 2.0 * n_rows + 0.9), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False)
+    for row, (name, trajectories) in enumerate(scores.items()):
+        for column in range(n_columns):
+            ax = axes[row, column]
+            curves = normalise({label: values[:, column] for label, values in trajectories.items()})
+            _draw(ax, curves)
+            first = next(iter(trajectories.values()))[:, column]
+            ax.set_title(f"VOC {100 * voc(first):.0f}", loc="right", fontsize=8, color=STYLES[0]["color"])
+            if row == 0:
+                ax.set_title(
+                    f"view {column + 1}: {cameras[column]}" if column < len(cameras) else "multi-view",
+                    loc="left",
+                )
+            if row == n_rows - 1:
+                ax.set_xlabel("step")
+        axes[row, 0].set_ylabel(f"{Path(*Path(name).parts[-2:])}\nnormalised reward")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    save(figure, path)
+
+
+def frames_over_curves(
+    frames: np.ndarray | Mapping[str, np.ndarray],
+    times: np.ndarray | Sequence[int] | Mapping[str, Sequence[int]],
+    curves: Mapping[str, np.ndarray],
+    path: str | Path,
+    *,
+    title: str = "",
+    ylabel: str = "reward",
+) -> None:
+    """A strip of frames over the reward curves of several trajectories, as a PNG.
+
+    Args:
+        frames: uint8 [K, H, W, 3] of the first trajectory of `curves`, or one such strip for each of several:
+            label -> uint8 [K, H, W, 3].
+        times: the steps [K] at which the frames were taken, or label -> steps; marked on the curve.
+        curves: label -> reward [T]; drawn as they are.
+        path: the PNG to write.
+        title: e.g. the sentence.
+        ylabel: what the curves are.
+
+    Raises:
+        ValueError: frames of another shape or type, times that do not fit, a label without a curve.
+    """
+    first = next(iter(curves), "")
+    strips = dict(frames) if isinstance(frames, Mapping) else {first: frames}
+    steps = (
+        {label: list(t) for label, t in times.items()}
+        if isinstance(times, Mapping)
+        else {label: list(times) for label in strips}
+    )
+    for label, strip in strips.items():
+        if strip.dtype != np.uint8 or strip.ndim != 4 or strip.shape[3] != 3 or not len(strip):
+            raise ValueError(
+                f"frames of {label!r} must be uint8 [K, H, W, 3], got {strip.dtype} {strip.shape}"
+            )
+        if label not in curves:
+            raise ValueError(
+                f"frames of {label!r} have no curve; there are curves of {', '.join(curves) or 'none'}"
+            )
+        given, last = steps.get(label, []), len(curves[label]) - 1
+        if len(given) != len(strip) or not all(0 <= t <= last for t in given):
+            raise ValueError(f"{label!r} needs {len(strip)} times from 0 to {last}, got {given}")
+    n_columns = max(map(len, strips.values()))
+    aspect = max(strip.shape[1] / strip.shape[2] for strip in strips.values())
+    height = 9 / n_columns * aspect + 0.25
+    figure = Figure(
+        figsize=(9, height * len(strips) + 2.8), layout=ConstrainedLayoutEngine(w_pad=0.02, wspace=0)
+    )
+    grid = figure.add_gridspec(len(strips) + 1, n_columns, height_ratios=[height] * len(strips) + [2.6])
+    ax = figure.add_subplot(grid[-1, :])
+    _draw(ax, curves)
+    colors = {label: STYLES[i % len(STYLES)]["color"] for i, label in enumerate(curves)}
+    for row, (label, strip) in enumerate(strips.items()):
+        for column, (frame, step) in enumerate(zip(strip, steps[label], strict=True)):
+            image = figure.add_subplot(grid[row, column], xticks=[], yticks=[])
+            image.imshow(frame)
+            image.set_title(f"step {step}", fontsize=8, pad=2)
+            image.spines[:].set(color=colors[label], linewidth=1.5)
+            if column == 0:
+                image.set_ylabel(label, color=colors[label])
+        ax.plot(steps[label], curves[label][steps[label]], "o", color=colors[label], markersize=4)
+    ax.set(xlabel="step", ylabel=ylabel)
+    ax.legend(frameon=False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    save(figure, Path(path))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, path)
+
+
+def _draw(ax: Any, curves: Mapping[str, np.ndarray]) -> None:
+    for i, (label, curve) in enumerate(curves.items()):
+        ax.plot(curve, label=label, linewidth=1.6, **STYLES[i % len(STYLES)])
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#E5E5E5", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(FiguresConfig, description=__doc__))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"eval.figures: {error}") from error
