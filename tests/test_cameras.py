@@ -42,7 +42,11 @@ def test_views_are_upright(env, camera):
     """What is higher in the world is higher in the picture: a raised hand moves bright red fingers up."""
     model, data = env.unwrapped.model, env.unwrapped.data
     with CameraRig(env, CameraSpec((camera,), height=64, width=64)) as rig:
-        table = data.body("tablelink").xpos if "tablelink" in [model.body(i).name for i in range(model.nbody)] else None
+        table = (
+            data.body("tablelink").xpos
+            if "tablelink" in [model.body(i).name for i in range(model.nbody)]
+            else None
+        )
         assert rig.render().std() > 10
         up = data.camera(camera).xmat.reshape(3, 3)[2, 1]
         raw = mujoco.Renderer(model, 64, 64)
@@ -122,7 +126,9 @@ def test_specs():
 
 def _run(code: str, **env: str) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | env, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean | env, timeout=60
+    )
 
 
 def test_backend_is_picked_and_an_explicit_one_wins():

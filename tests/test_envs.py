@@ -35,7 +35,7 @@ def test_every_task_resets_to_what_the_seed_says_and_shows_its_goal(task):
 
 @pytest.mark.parametrize("task", ["drawer-open-v3", "door-open-v3", "coffee-button-v3", "window-close-v3"])
 def test_first_observation_is_where_the_object_is(task):
-    """The raw reset leaves these wrong by up to 20 cm; one step of doing nothing must hardly move the object."""
+    """The raw reset is wrong by up to 20 cm here; a step of doing nothing must hardly move the object."""
     env = make_env(task)
     for seed in range(3):
         before, _ = env.reset(seed=seed)
@@ -63,7 +63,9 @@ def test_random_hand_start_moves_the_hand_by_up_to_ten_centimetres():
     env.close()
 
 
-@pytest.mark.parametrize("task", ["drawer-close-v3", "window-open-v3", "button-press-v3", "door-open-v3", "reach-v3"])
+@pytest.mark.parametrize(
+    "task", ["drawer-close-v3", "window-open-v3", "button-press-v3", "door-open-v3", "reach-v3"]
+)
 def test_experts_succeed_and_reward_rises(task):
     env, act = make_env(task, max_episode_steps=200), expert_policy(task)
     observation, info = env.reset(seed=0)

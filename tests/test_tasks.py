@@ -40,7 +40,9 @@ def test_opposites_are_training_tasks_with_different_sentences():
 
 
 def test_unknown_names_are_errors_that_help():
-    with pytest.raises(ValueError, match=r"unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"):
+    with pytest.raises(
+        ValueError, match=r"unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"
+    ):
         instruction("drawer-opn-v3")
     with pytest.raises(ValueError, match="unknown split 'all'; choose one of paper, strict"):
         train_tasks("all")

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
 """Frames from the cameras of any Gymnasium MuJoCo environment: upright uint8 [V, H, W, 3]."""
 
 import weakref

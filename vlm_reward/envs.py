@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
 """Single-task Meta-World environments without the traps of the raw classes, and their scripted experts."""
 
 import warnings

@@ -1,0 +1,62 @@
+"""Embeddings to scores. Pure functions of tensors that broadcast over leading axes."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
+
+
+def cosine(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    r"""Cosine similarity, $S = x \cdot y / (\|x\| \|y\|)$.
+
+    Args:
+        images: [..., D], of any norm; a zero vector scores 0.
+        texts: [..., D], broadcast against `images`: [D] for one sentence, [N, 1, D] for one a timestep.
+
+    Returns:
+        [...] in [-1, 1] (up to rounding).
+    """
+    _check(images, texts)
+    return torch.nn.functional.cosine_similarity(images, texts, dim=-1)
+
+
+def negative_l2(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    r"""Negative Euclidean distance, $S = -\|x - y\|_2$, not squared: the similarity of R3M and VIP.
+
+    Args:
+        images: [..., D].
+        texts: [..., D], broadcast against `images`.
+
+    Returns:
+        [...] at most 0, and at least -2 for unit vectors. Its gradient is 0 where the two are equal.
+    """
+    _check(images, texts)
+    return -torch.linalg.vector_norm(images - texts, dim=-1)
+
+
+def multi_view(scores: Scores) -> Scores:
+    """Mean over views.
+
+    Args:
+        scores: [N, V], array or tensor.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: not two axes, or no view.
+    """
+    if scores.ndim != 2 or scores.shape[1] == 0:
+        raise ValueError(f"scores must be [N, V] with at least one view, got shape {tuple(scores.shape)}")
+    mean: Any = scores.mean(1)
+    return mean
+
+
+def _check(images: torch.Tensor, texts: torch.Tensor) -> None:
+    if images.ndim == 0 or texts.ndim == 0 or images.shape[-1] != texts.shape[-1]:
+        raise ValueError(
+            "images and texts need the same last axis D, "
+            f"got shapes {tuple(images.shape)} and {tuple(texts.shape)}"
+        )
