@@ -1,0 +1,369 @@
+"""Training learns, keeps the best, stops and goes on exactly, and says what is wrong with its input."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eval.metrics import voc
+from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
+from training.config import TrainConfig
+from training.objectives import OBJECTIVES
+from training.train import (
+    check_tasks,
+    hyper_parameters,
+    jitter,
+    learning_rate,
+    main,
+    read_state,
+    split_episodes,
+    stop_on_interrupt,
+    train,
+)
+from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
+from vlm_reward.reward_model import RewardModel
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty demonstrations of a moving square, six noisy ones, and one of a held-out task."""
+    root = tmp_path_factory.mktemp("training")
+    write_dataset(root / "minari", episodes=20)
+    write_dataset(root / "minari", dataset_id="test/mixed-v0", episodes=6, kinds=("expert", "noisy", "noisy"))
+    write_dataset(root / "minari", dataset_id="test/leak-v0", episodes=2, tasks=(TASKS[0], "door-open-v3"))
+    return root
+
+
+@pytest.fixture
+def config(
+    root: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainConfig:
+    """Ten steps in less than a second."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root / "minari"))
+    return TrainConfig(
+        backbone=str(tiny_backbone_dir),
+        dataset="test/squares-v0",
+        cameras=SPEC,
+        cache=root / "cache",
+        output=tmp_path / "out",
+        samples=40,
+        batch_size=8,
+        epochs=2,
+        dtype="float32",
+        device="cpu",
+        tensorboard=False,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "state.safetensors")
+
+
+@pytest.mark.parametrize("sampler", ["paper", "grouped"])
+def test_triplet_raises_validation_voc_from_chance_above_90(config: TrainConfig, sampler: Any) -> None:
+    config = replace(
+        config, sampler=sampler, samples=640, batch_size=32, epochs=6, learning_rate=3e-3, tensorboard=True
+    )
+    done = train(config)
+    assert abs(done.history[0]["val_voc"]) < 0.4
+    assert done.best["val_voc"] > 0.9
+    assert done.steps == done.total_steps == (120 if sampler == "paper" else 60)
+
+    # What is on disk is the best, and it is what the validation saw: whole trajectories that were held back.
+    assert done.best == max(done.history[1:], key=lambda row: (row["val_voc"], -row["val_loss"]))
+    model = RewardModel.from_pretrained(done.folder, dtype=torch.float32)
+    cache = cached(config.dataset, 32, config.cache)
+    _, held_back = split_episodes(cache, config)
+    scores = [model.score(cache.frames[e.rows], e.instruction).mean(1) for e in held_back]
+    assert np.mean([voc(score) for score in scores]) == pytest.approx(done.best["val_voc"], abs=0.02)
+    assert model.camera_spec == SPEC
+    assert model.metadata["objective"] == "triplet"
+    assert model.metadata["train_tasks"] == sorted(TASKS)
+    assert model.metadata["validation"] == done.best
+    assert model.metadata["protocol"]["lora_rank"] == 16
+    log = json.loads((done.folder / "train_log.json").read_text())
+    assert log["result"]["best"] == done.best
+    assert log["result"]["samples_per_second"] > 0
+    assert log["hardware"]["dtype"] == "float32"
+    assert any((done.folder / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize(("preset", "sampler"), [("paper", "paper"), ("official", "grouped")])
+def test_every_objective_trains_both_towers(
+    config: TrainConfig, objective: str, preset: Any, sampler: Any
+) -> None:
+    done = train(
+        replace(
+            config, objective=objective, preset=preset, sampler=sampler, max_steps=2, validation_fraction=0
+        )
+    )
+    assert np.isfinite(done.loss)
+    learned = weights(done.folder)
+    for tower in ("vision_model", "text_model"):
+        changed = [k for k, v in learned.items() if k.startswith("weight/") and "lora_B" in k and v.any()]
+        assert any(tower in key for key in changed)
+
+
+def test_bfloat16_forward_keeps_float32_weights_and_trains(config: TrainConfig) -> None:
+    done = train(replace(config, dtype="bfloat16", augment=True, samples=320, learning_rate=3e-3))
+    assert done.best["val_loss"] < done.history[0]["val_loss"]
+    assert {tensor.dtype for tensor in weights(done.folder).values()} == {torch.float32}
+
+
+def test_interrupted_and_resumed_run_has_the_same_weights_and_validation(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, samples=24, validate_every=2)  # six steps, validated after 2, 3 (epoch), 4, 6
+    straight = train(replace(config, output=tmp_path / "straight"))
+    assert straight.steps == 6
+
+    def press_ctrl_c(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = train(config, on_step=press_ctrl_c)
+    assert (stopped.steps, stopped.interrupted) == (3, True)
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(config)
+    resumed = train(replace(config, resume=True))
+    assert (resumed.steps, resumed.interrupted) == (6, False)
+    assert resumed.history == straight.history
+    assert [row["step"] for row in resumed.history] == [0, 2, 3, 4, 6]
+    one, other = weights(straight.folder), weights(resumed.folder)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    adapters = [load_file(done.folder / "adapter_model.safetensors") for done in (straight, resumed)]
+    assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
+def test_two_processes_give_the_gradients_of_one_with_the_joint_batch(
+    config: TrainConfig, root: Path, tmp_path: Path
+) -> None:
+    # LIV has in-batch negatives, so a loss of each half alone would differ; 5 samples do not divide by 2.
+    config = replace(config, objective="liv", batch_size=5, max_steps=1, learning_rate=1e-4)
+    one = train(config)
+    cores = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # With --cpu, accelerate starts one process unless it has MPI: --multi_gpu is its name for torchrun.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "training.train"]
+    arguments = ["--objective", "liv", "--backbone", config.backbone, "--dataset", config.dataset]
+    arguments += ["--cameras.cameras", *SPEC.cameras, "--cameras.height", "32", "--cameras.width", "32"]
+    arguments += ["--cache", str(config.cache), "--output", str(tmp_path / "two"), "--samples", "40"]
+    arguments += ["--batch-size", "5", "--epochs", "2", "--max-steps", "1", "--learning-rate", "1e-4"]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--threads", "1", "--no-tensorboard"]
+    ran = subprocess.run(
+        [*launch, *arguments], env=os.environ | cores, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "1 of 1 steps" in ran.stdout
+    log = json.loads((tmp_path / "two" / "train_log.json").read_text())
+    assert log["hardware"]["processes"] == 2
+    assert log["result"]["loss"] == pytest.approx(one.loss, abs=1e-5)
+    assert log["result"]["history"][0]["val_voc"] == pytest.approx(one.history[0]["val_voc"], abs=1e-6)
+    alone, together = weights(one.folder), weights(tmp_path / "two")
+    gradients = [key for key in alone if key.startswith("exp_avg/")]  # after one step: 0.1 times the gradient
+    assert max(alone[key].abs().max() for key in gradients) > 1e-3
+    assert any("text_model" in key and alone[key].any() for key in gradients)
+    for key in alone:
+        torch.testing.assert_close(together[key], alone[key], atol=1e-5, rtol=0)
+
+
+def test_infinite_loss_names_step_objective_and_remedy(config: TrainConfig) -> None:
+    config = replace(config, objective="tcn_text", hyper={"temperature": 1e-45}, validation_fraction=0)
+    with pytest.raises(
+        FloatingPointError, match=r"step 1 of tcn_text \(paper\).*higher temperature.*nothing"
+    ):
+        train(config)
+
+
+def test_divergence_keeps_the_last_state_and_adapter(config: TrainConfig) -> None:
+    config = replace(config, learning_rate=1e36, save_every=1, validation_fraction=0)
+    with pytest.raises(
+        FloatingPointError, match=r"step \d of triplet.*lower --learning-rate than 1e\+36.*last good"
+    ):
+        train(config)
+    assert read_state(config.folder / "state.safetensors")["progress"]["step"] >= 1
+    assert (config.folder / "adapter_model.safetensors").is_file()
+
+
+def test_full_disk_while_saving_keeps_the_checkpoint_before(config: TrainConfig) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(step: int) -> None:
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+
+    try:
+        with pytest.raises(OSError, match="unchanged"):
+            train(replace(config, save_every=1, validation_fraction=0), on_step=fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_state(config.folder / "state.safetensors")["progress"]["step"] == 2
+    assert RewardModel.from_pretrained(config.folder).metadata["trained_steps"] == 2
+    written = {path.name for path in config.folder.iterdir()}
+    adapter = {"README.md", "adapter_config.json", "adapter_model.safetensors", "vlm_reward.json"}
+    assert written == adapter | {"state.safetensors", "train_log.json"}
+    done = train(replace(config, save_every=1, validation_fraction=0, resume=True))
+    assert done.steps == done.total_steps == 10
+
+
+def test_damaged_state_is_refused(config: TrainConfig) -> None:
+    done = train(replace(config, max_steps=1))
+    state = done.folder / "state.safetensors"
+    os.truncate(state, state.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"truncated or damaged.*--overwrite"):
+        train(replace(config, max_steps=1, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"objective": "triplets"}, ValueError, "did you mean triplet"),
+        ({"backbone": "no-such-backbone"}, FileNotFoundError, "no-such-backbone"),
+        ({"dataset": "test/none-v0"}, FileNotFoundError, "test/none-v0.*test/squares-v0"),
+        (
+            {"dataset": "test/leak-v0"},
+            ValueError,
+            "holds door-open-v3, which split 'paper' does not train on",
+        ),
+        ({"cameras": replace(SPEC, profile="full")}, ValueError, "profile: fast against full"),
+        ({"cameras": replace(SPEC, cameras=("corner",))}, ValueError, "cameras.*corner"),
+        ({"cameras": replace(SPEC, height=224)}, ValueError, "height: 32 against 224"),
+        ({"hyper": {"marign": 1.0}}, ValueError, "triplet has no marign; it has margin"),
+        ({"kinds": ("random",)}, ValueError, r"0 trajectories of kind random .*the kinds expert"),
+        ({"resume": True}, FileNotFoundError, "nothing to resume"),
+        ({"lora_targets": ("heads",)}, ValueError, "LoRA targets"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_and_nothing_is_written(
+    config: TrainConfig, change: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        train(replace(config, **change))
+    assert not config.folder.exists()
+
+
+def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:
+    train(replace(config, max_steps=1))
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.0001 then, 0\.5 now"):
+        train(replace(config, max_steps=1, resume=True, learning_rate=0.5))
+    assert train(replace(config, max_steps=1, resume=True, save_every=7)).steps == 1
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(config: TrainConfig) -> None:
+    train(replace(config, max_steps=1, seed=1))
+    done = train(replace(config, max_steps=2, overwrite=True), on_step=lambda step: None)
+    assert json.loads((done.folder / "vlm_reward.json").read_text())["seed"] == 0
+    assert "'seed': 1" not in (done.folder / "README.md").read_text()
+
+
+def test_a_folder_with_a_backbone_is_not_written_to(config: TrainConfig) -> None:
+    with pytest.raises(FileExistsError, match="holds a backbone"):
+        train(replace(config, output=Path(config.backbone), overwrite=True))
+
+
+def test_command_line_says_what_is_wrong(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "--objective", "vip", "--output", str(config.output)])
+    with pytest.raises(SystemExit, match="error: objective must be one of triplet"):
+        main()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"samples": 0}, {"epochs": 0}, {"max_steps": 0}, {"validation_fraction": 1.0}, {"learning_rate": -1.0}],
+)
+def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        TrainConfig(**fields)
+
+
+def test_defaults_are_the_protocol_of_the_paper() -> None:
+    config = TrainConfig()
+    assert (config.samples, config.epochs, config.batch_size) == (50_000, 5, 32)
+    assert (config.lora_rank, config.lora_alpha) == (16, 32)
+    assert (config.peak_learning_rate, config.final_learning_rate) == (1e-4, 1e-6)
+    assert TrainConfig(objective="liv").peak_learning_rate == 1e-5
+    assert hyper_parameters(config, OBJECTIVES["triplet"])["margin"] == 0.3
+    assert hyper_parameters(config, OBJECTIVES["tcn_text"])["num_negatives"] == 3
+    assert not config.augment
+
+
+def test_grouped_batches_never_take_the_same_sentence_as_a_negative() -> None:
+    grouped = TrainConfig(sampler="grouped")
+    assert hyper_parameters(grouped, OBJECTIVES["r3m"])["mask_same_text"] is True
+    assert "mask_same_text" not in hyper_parameters(grouped, OBJECTIVES["triplet"])
+    unmasked = replace(grouped, hyper={"mask_same_text": False})
+    assert hyper_parameters(unmasked, OBJECTIVES["r3m"])["mask_same_text"] is False
+
+
+def test_learning_rate_falls_from_peak_to_final_as_a_cosine() -> None:
+    rates = [learning_rate(step, 101, 1e-4, 1e-6) for step in (0, 50, 100)]
+    assert rates == pytest.approx([1e-4, 5.05e-5, 1e-6])
+    assert learning_rate(25, 101, 1.0, 0.0) == pytest.approx((1 + 2**-0.5) / 2)
+
+
+def test_a_tenth_of_the_trajectories_is_held_back_whole_and_the_same_for_all_seeds(
+    root: Path, config: TrainConfig
+) -> None:
+    cache = cached("test/squares-v0", 32, root / "cache")
+    training, held_back = split_episodes(cache, config)
+    assert (len(training), len(held_back)) == (18, 2)
+    assert {e.start for e in training} | {e.start for e in held_back} == {e.start for e in cache.episodes}
+    assert split_episodes(cache, replace(config, seed=5)) == (training, held_back)
+    assert split_episodes(cache, replace(config, validation_seed=5))[1] != held_back
+
+
+def test_only_trajectories_of_the_wanted_kinds_are_learned_from(root: Path, config: TrainConfig) -> None:
+    cache = cached("test/mixed-v0", 32, root / "cache")
+    training, held_back = split_episodes(cache, config)
+    assert [e.kind for e in training + held_back] == ["expert", "expert"]
+    assert sum(map(len, split_episodes(cache, replace(config, kinds=("expert", "noisy"))))) == 6
+
+
+def test_tasks_are_checked_against_the_split(root: Path, config: TrainConfig) -> None:
+    cache = cached("test/leak-v0", 32, root / "cache")
+    check_tasks(cache, "none")
+    with pytest.raises(ValueError, match="door-open-v3"):
+        check_tasks(cache, "paper")
+    coffee = EpisodeInfo(0, 2, "coffee-push-v3", TEXTS[0], "expert", 0, True)
+    fields = {name: getattr(cache, name) for name in FrameCache.__dataclass_fields__}
+    strict = FrameCache(**fields | {"episodes": (coffee,)})
+    check_tasks(strict, "paper")
+    with pytest.raises(ValueError, match="coffee-push-v3, which split 'strict'"):
+        check_tasks(strict, "strict")
+
+
+def test_jitter_of_a_frame_depends_on_its_place_alone_and_stays_small() -> None:
+    frames = np.zeros((6, 50, 50, 3), np.uint8)
+    frames[:, 20:30, 20:30] = 200
+    places = np.arange(6)
+    changed = jitter(frames, 3, places)
+    np.testing.assert_array_equal(jitter(frames[2:4], 3, places[2:4]), changed[2:4])
+    assert not np.array_equal(changed[0], changed[1])
+    assert changed.max() <= 230  # 15 % brighter
+    for frame in changed:  # 4 % of 50 pixels: two
+        assert np.abs(np.argwhere(frame[..., 0]).mean(0) - 24.5).max() <= 2
+        assert (frame > 0).sum() == 300
+
+
+def test_second_ctrl_c_interrupts_at_once_and_the_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before

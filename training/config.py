@@ -1,0 +1,127 @@
+"""Settings of a training run. The defaults are the protocol of the paper (arXiv 2512.20675, section 3)."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_reward.cameras import CameraSpec
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Finetune a backbone with LoRA on demonstrations, by one objective."""
+
+    objective: str = "triplet"
+    """One of training.objectives.OBJECTIVES: triplet, tcn_text, r3m, vip_text, vip_text+vip, liv."""
+    preset: Literal["paper", "official"] = "paper"
+    """Where the paper and the original code of an objective differ: whose choice."""
+    hyper: dict[str, int | float | bool | str | None] = field(default_factory=dict)
+    """Keywords of the objective that replace the preset's, e.g. `--hyper margin 0.2 temperature 0.1`."""
+    backbone: str = "siglip2-tiny"
+    """Dual encoder: a name under checkpoints/, a folder or a Hub id (google/siglip2-base-patch16-224)."""
+    dataset: str = "vlm-reward/demos-paper-v0"
+    """Minari id of the demonstrations (python -m training.collect)."""
+    cameras: CameraSpec = field(default_factory=CameraSpec)
+    """What the dataset must have been recorded with; it is stored with the adapter."""
+    split: Literal["paper", "strict", "none"] = "paper"
+    """Tasks the dataset may hold; `none` for data of your own that is not Meta-World."""
+    kinds: tuple[str, ...] = ("expert",)
+    """Kinds of trajectories to learn from; the others in the dataset are left out."""
+
+    sampler: Literal["paper", "grouped"] = "paper"
+    """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
+    samples: int = 50_000
+    """Samples in an epoch, evenly over trajectories."""
+    epochs: int = 5
+    """Passes over the samples."""
+    batch_size: int = 32
+    """Samples in a batch of the paper's sampler, over all processes."""
+    group_trajectories: int = 8
+    """Trajectories in a batch of the grouped sampler."""
+    group_frames: int = 8
+    """Frames of each of them."""
+    max_steps: int | None = None
+    """End (and anneal the learning rate) after this many steps instead of `epochs`."""
+    validation_fraction: float = 0.1
+    """Part of the trajectories held back for validation; 0 for none."""
+    validation_seed: int = 0
+    """Which are held back: the same for all seeds unless changed."""
+    validate_every: int | None = None
+    """Validate every so many steps beside the end of each epoch."""
+    save_every: int = 500
+    """Save the training state every so many steps beside each validation."""
+
+    learning_rate: float | None = None
+    """Peak of AdamW; the paper's when not given: 1e-4, for liv 1e-5."""
+    final_learning_rate: float = 1e-6
+    """End of the cosine decay."""
+    weight_decay: float = 0.01
+    """Of AdamW (the paper names none; this is PyTorch's default)."""
+    lora_rank: int = 16
+    """r of LoRA, on both towers."""
+    lora_alpha: int = 32
+    """Scale of LoRA."""
+    lora_targets: tuple[str, ...] = ("attention", "mlp")
+    """Which layers LoRA adapts."""
+    augment: bool = False
+    """Small shifts and brightness changes of the training frames (not in the paper)."""
+
+    seed: int = 0
+    """Of LoRA's start and of each draw."""
+    output: Path | None = None
+    """Folder of the adapter; runs/<backbone>/<objective>/<preset>-seed<seed> when not given."""
+    resume: bool = False
+    """Go on where the run in `output` stopped, to the same weights as if it had not."""
+    overwrite: bool = False
+    """Replace the run in `output`."""
+    cache: Path | None = None
+    """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
+    tensorboard: bool = True
+    """Write scalars to <output>/tensorboard."""
+    threads: int | None = None
+    """CPU threads of PyTorch; its own choice when not given."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass; weights and loss stay float32. auto: bfloat16 where the hardware has it."""
+    device: Literal["auto", "cpu"] = "auto"
+    """cpu: do not use an accelerator that is there."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "samples",
+            "epochs",
+            "batch_size",
+            "group_trajectories",
+            "group_frames",
+            "save_every",
+            "lora_rank",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_steps", "validate_every", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The paper's: 1e-4, for LIV 1e-5, unless `learning_rate` is given."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-5 if self.objective == "liv" else 1e-4
+
+    @property
+    def folder(self) -> Path:
+        """`output` or its default."""
+        if self.output is not None:
+            return self.output
+        return Path("runs", Path(self.backbone).name, self.objective, f"{self.preset}-seed{self.seed}")
+
+    def protocol(self) -> dict[str, Any]:
+        """JSON-ready settings that decide the result: all but where it is written and how fast it runs."""
+        apart = ("output", "resume", "overwrite", "cache", "tensorboard", "threads", "device", "save_every")
+        fields = {key: value for key, value in asdict(self).items() if key not in apart}
+        fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
