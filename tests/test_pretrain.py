@@ -1,0 +1,236 @@
+"""The embedded backbone's making: captions, scenes, language, losses, and a real (tiny) run of it all."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from training import captions, pretrain, scenes
+from training.captions import WORDS, facts, sentences
+from training.language import instructions, is_held_out
+from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.encoder import DualEncoder
+from vlm_reward.envs import make_env
+from vlm_reward.tasks import HELD_OUT, INSTRUCTIONS, instruction, train_tasks
+
+
+def test_every_training_task_has_words_and_no_held_out_one():
+    assert set(WORDS) == set(train_tasks())
+
+
+def test_no_training_sentence_says_what_a_held_out_task_asks_for():
+    for task in HELD_OUT:
+        assert is_held_out(instruction(task))
+    for sentence in (
+        "pull the drawer open",
+        "please press the red button",
+        "slide open the door",
+        "hit the button",
+    ):
+        assert is_held_out(sentence), sentence
+    for sentence in ("the drawer is open", "close the green drawer", "push the button on the coffee machine"):
+        assert not is_held_out(sentence), sentence
+    keys = {key for words in WORDS.values() for key in (words.start[0], words.end[0])}
+    said = [s for key in keys for s in sentences(f"state:{key}")] + instructions(3000, 1)
+    assert not [s for s in said if is_held_out(s)]
+    assert not {INSTRUCTIONS[task] for task in HELD_OUT} & set(said)
+
+
+def _window(joint: float, hand=(0.0, 0.4, 0.3)) -> tuple[list[str], list[str]]:
+    return facts(
+        "window-open-v3",
+        hand=np.array(hand),
+        opening=1.0,
+        position=np.array([0.0, 0.7, 0.15]),
+        start=np.array([0.0, 0.7, 0.15]),
+        goal=np.array([0.2, 0.7, 0.15]),
+        joint=joint,
+        success=False,
+        grasped=False,
+        colour="",
+        generator=np.random.default_rng(0),
+    )
+
+
+def test_facts_of_a_window():
+    true, false = _window(0.0)
+    assert "state:window=closed" in true
+    assert "state:window=open" in false
+    assert "gripper:open" in true
+    assert "hand:far window" in true
+    true, false = _window(0.2, hand=(0.0, 0.7, 0.17))
+    assert "state:window=open" in true
+    assert "state:window=closed" in false
+    assert "hand:touching window" in true
+    true, false = _window(0.1)
+    assert "half:window" in true
+    assert {"state:window=open", "state:window=closed"} <= set(false)
+    assert not set(true) & set(false)
+
+
+def test_an_instruction_is_a_paraphrase_of_the_state_it_asks_for():
+    assert "open the window using the handle" in sentences("state:window=open")
+    assert "close the green drawer" in sentences("state:drawer=closed")
+    assert "the drawer is open" in sentences("state:drawer=open")
+    assert len(sentences("hand:near nut/ring")) == 16
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.main(
+        scenes.Config(folder, size=28, rounds=1, episodes=2, tasks=("window-open-v3", "push-v3"), workers=1)
+    )
+    return folder
+
+
+def test_shards_are_complete_and_repeatable(shards):
+    again = scenes.make_shard("push-v3", 28, 2, (0, scenes.train_tasks().index("push-v3"), 0))
+    with np.load(shards / "000-push-v3.npz") as shard:
+        assert shard["frames"].shape == (48, 28, 28, 3)
+        assert np.array_equal(shard["frames"], again["frames"])
+        assert np.array_equal(shard["state"], again["state"], equal_nan=True)
+        assert json.loads(str(shard["header"]))["task"] == "push-v3"
+        assert shard["frames"].std() > 10
+
+
+def test_only_training_tasks_are_rendered(tmp_path):
+    with pytest.raises(ValueError, match="training tasks alone, got drawer-open-v3"):
+        scenes.main(scenes.Config(tmp_path, tasks=("drawer-open-v3",)))
+
+
+def test_projection_finds_the_hand_in_the_picture():
+    """Hide the hand's neighbourhood in world space: the pixels that change surround the projected point."""
+    env = make_env("reach-v3")
+    env.reset(seed=0)
+    task = env.unwrapped
+    for camera in ("corner", "corner3"):
+        with CameraRig(env, CameraSpec((camera,), 96, 96)) as rig:
+            before = rig.render()[0].astype(int)
+            pads = [
+                task.model.geom(i).id for i in range(task.model.ngeom) if "pad" in task.model.geom(i).name
+            ]
+            claws = [
+                i
+                for i in range(task.model.ngeom)
+                if "claw" in task.model.body(task.model.geom_bodyid[i]).name
+            ]
+            own = task.model.geom_rgba.copy()
+            task.model.geom_matid[pads + claws] = -1
+            task.model.geom_rgba[pads + claws] = (1, 0, 1, 1)
+            changed = np.abs(rig.render()[0] - before).sum(-1) > 60
+            task.model.geom_rgba[:] = own
+        (u, v), *_ = scenes.project(task.data, task.model, camera, task.metaworld.tcp_center[None])
+        rows, columns = np.nonzero(changed)
+        assert abs(columns.mean() - (u + 1) / 2 * 96) < 8
+        assert abs(rows.mean() - (1 - v) / 2 * 96) < 8
+    env.close()
+
+
+def test_known_facts(shards):
+    data = pretrain.Scenes(shards, ["window-open-v3", "push-v3"])
+    assert len(data) == 96
+    window, push = data.task == 0, data.task == 1
+    open_ = data.facts.index("state:window=open")
+    assert (data.known[push, open_] == -1).all()  # there is no window to be open
+    closed = data.facts.index("state:window=closed")
+    assert ((data.known[window, open_] > 0) <= (data.known[window, closed] < 0)).all()
+    row = int(np.flatnonzero(window)[0])
+    assert all(data.known[row, fact] == -1 for fact in data.own_false(row))
+    with pytest.raises(FileNotFoundError, match="no scenes of sweep-v3"):
+        pretrain.Scenes(shards, ["sweep-v3"])
+
+
+def test_sigmoid_loss_by_hand():
+    # log(1 + e^-2) = .126928 for the true one; log(1 + e^1) = 1.313262 for the false one; the unknown counts nothing.
+    loss = pretrain.sigmoid_loss(torch.tensor([[2.0, 1.0, 5.0]]), torch.tensor([[1.0, -1.0, 0.0]]))
+    assert loss.item() == pytest.approx(0.126928 + 1.313262, abs=1e-5)
+
+
+def test_masked_huber_by_hand():
+    # |.1| < .3: .5 * .01 / .3 = .016667; |1| > .3: 1 - .15 = .85; mean .433333
+    loss = pretrain.masked_huber(torch.tensor([0.1, 1.0, 9.0]), torch.tensor([0.0, 0.0, torch.nan]))
+    assert loss.item() == pytest.approx(0.433333, abs=1e-5)
+
+
+def test_soft_argmax_finds_a_patch():
+    heads = pretrain.Heads(4, 16)
+    with torch.no_grad():
+        heads.offset.weight.zero_()
+        heads.offset.bias.zero_()
+        heads.attention.weight.fill_(1.0)
+    patches = torch.zeros(1, 16, 4)
+    patches[0, 6] = 20.0  # row 1, column 2 of 4: x = .25, y = +.25
+    where = heads.points(patches)[0, 0]
+    assert where.tolist() == pytest.approx([0.25, 0.25], abs=1e-4)
+
+
+class TinyTeacher:
+    """Stands in for all-MiniLM-L6-v2, which is installed for pretraining alone: a fixed random table."""
+
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    vocabulary += sorted(
+        {w for k in ("window=open", "window=closed") for s in sentences(f"state:{k}") for w in s.split()}
+    )
+
+    def __init__(self) -> None:
+        self.word_embeddings = torch.randn(
+            len(self.vocabulary), 384, generator=torch.Generator().manual_seed(0)
+        )
+        self.tokenizer = self
+
+    def tokenize(self, sentence: str) -> list[str]:
+        return [word for word in sentence.split() if word in self.vocabulary]
+
+    def embed(self, said: list[str]) -> torch.Tensor:
+        rows = [[self.vocabulary.index(w) for w in self.tokenize(s)] or [1] for s in said]
+        return torch.nn.functional.normalize(
+            torch.stack([self.word_embeddings[row].mean(0) for row in rows]), dim=-1
+        )
+
+
+def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "Teacher", TinyTeacher)
+    monkeypatch.setattr(pretrain, "train_tasks", lambda: ("window-open-v3", "push-v3"))
+    monkeypatch.setattr(pretrain, "instructions", lambda n, seed: instructions(60, seed))
+    monkeypatch.setattr(pretrain, "words", lambda n, seed, vocabulary: ["open window"])
+    common = dict(scenes=shards, width=48, vision_layers=1, text_layers=1, image_size=28, patch_size=14, batch=16,
+                  text_batch=8, text_steps=3, steps=5, threads=1, save_every=4)  # fmt: skip
+    pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
+    encoder = DualEncoder.from_pretrained(tmp_path / "whole")
+    assert encoder.image_size == 28
+    assert encoder.encode_text(["open the window"]).norm().item() == pytest.approx(1, abs=1e-3)
+
+    work = tmp_path / "b"  # stopped after the state of step 4, resumed to the end: the same weights
+    real = pretrain.step_losses
+    monkeypatch.setattr(pretrain, "step_losses", _interrupt_at(real, 3))
+    pretrain.pretrain(pretrain.Config(output=tmp_path / "part", work=work, **common))
+    monkeypatch.setattr(pretrain, "step_losses", real)
+    pretrain.pretrain(pretrain.Config(output=tmp_path / "part", work=work, resume=True, **common))
+    other = DualEncoder.from_pretrained(tmp_path / "part")
+    for a, b in zip(encoder.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert json.loads((tmp_path / "part" / "pretraining.json").read_text())["steps_done"] == 8
+
+
+def _interrupt_at(function, call):
+    calls = []
+
+    def wrapped(*args):
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*args)
+
+    return wrapped
+
+
+def test_palette_names_are_colours():
+    assert all(len(rgb) == 3 and 0 <= min(rgb) <= max(rgb) <= 1 for rgb in captions.PALETTE.values())
