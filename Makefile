@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 install: $(VENV)/.installed .ci/.system
 
 demo: install
-	$(BIN)/python -m vlm_reward demo
+	$(BIN)/python -m eval.demo
 
 test: install lint
 	$(BIN)/python -m pytest

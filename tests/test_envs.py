@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
+from vlm_reward.envs import MetaWorldTask, behaviour, expert_policy, make_env
 from vlm_reward.tasks import all_tasks
 
 
-@pytest.mark.filterwarnings("ignore:.*not within the observation space.*")
+@pytest.mark.filterwarnings("ignore:.*(minimum|maximum) value is -?infinity.*")
 def test_passes_gymnasiums_checker():
     env = make_env("drawer-open-v3", seed=0)
     check_env(env.unwrapped, skip_render_check=True)
@@ -72,7 +72,7 @@ def test_experts_succeed_and_reward_rises(task):
     assert info["success"] is False
     rewards = []
     for _ in range(200):
-        observation, reward, terminated, truncated, info = env.step(act(observation))
+        observation, reward, terminated, _, info = env.step(act(observation))
         rewards.append(reward)
         assert not terminated
         assert 0 <= reward <= 10
@@ -150,4 +150,20 @@ def test_wrapped_by_gymnasium_record_episode_statistics():
     for _ in range(5):
         *_, info = env.step(np.zeros(4, np.float32))
     assert info["episode"]["l"] == 5
+    env.close()
+
+
+def test_behaviours_do_what_they_are_called():
+    env = make_env("drawer-close-v3")
+    observation, _ = env.reset(seed=0)
+    expert = behaviour("drawer-close-v3", "expert", np.random.default_rng(0))(0, observation)
+    noisy = behaviour("drawer-close-v3", "noisy", np.random.default_rng(0))(0, observation)
+    assert np.abs(expert - noisy).max() > 0
+    random = behaviour("drawer-close-v3", "random", np.random.default_rng(0))
+    held = [random(step, observation) for step in range(10)]
+    assert np.array_equal(held[0], held[4])
+    assert not np.array_equal(held[4], held[5])
+    mixed = behaviour("drawer-close-v3", "mixed", np.random.default_rng(0))
+    assert np.array_equal(mixed(0, observation), expert)
+    assert not np.array_equal(mixed(70, observation), expert)
     env.close()

@@ -144,7 +144,7 @@ def test_known_facts(shards):
 
 
 def test_sigmoid_loss_by_hand():
-    # log(1 + e^-2) = .126928 for the true one; log(1 + e^1) = 1.313262 for the false one; the unknown counts nothing.
+    # The true one: log(1 + e^-2) = .126928; the false one: log(1 + e^1) = 1.313262; the unknown: nothing.
     loss = pretrain.sigmoid_loss(torch.tensor([[2.0, 1.0, 5.0]]), torch.tensor([[1.0, -1.0, 0.0]]))
     assert loss.item() == pytest.approx(0.126928 + 1.313262, abs=1e-5)
 
@@ -170,14 +170,12 @@ def test_soft_argmax_finds_a_patch():
 class TinyTeacher:
     """Stands in for all-MiniLM-L6-v2, which is installed for pretraining alone: a fixed random table."""
 
-    vocabulary = [
+    vocabulary = (
         "[PAD]",
         "[UNK]",
         *"abcdefghijklmnopqrstuvwxyz",
         *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
-    ]
-    vocabulary += sorted(
-        {w for k in ("window=open", "window=closed") for s in sentences(f"state:{k}") for w in s.split()}
+        *sorted(set(" ".join(sentences("state:window=open") + sentences("state:window=closed")).split())),
     )
 
     def __init__(self) -> None:
@@ -201,8 +199,9 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     monkeypatch.setattr(pretrain, "train_tasks", lambda: ("window-open-v3", "push-v3"))
     monkeypatch.setattr(pretrain, "instructions", lambda n, seed: instructions(60, seed))
     monkeypatch.setattr(pretrain, "words", lambda n, seed, vocabulary: ["open window"])
-    common = dict(scenes=shards, width=48, vision_layers=1, text_layers=1, image_size=28, patch_size=14, batch=16,
-                  text_batch=8, text_steps=3, steps=5, threads=1, save_every=4)  # fmt: skip
+    common: dict = {"scenes": shards, "width": 48, "vision_layers": 1, "text_layers": 1, "image_size": 28}
+    common |= {"patch_size": 14, "batch": 16, "text_batch": 8, "text_steps": 3, "steps": 5, "threads": 1}
+    common |= {"save_every": 4}
     pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
     encoder = DualEncoder.from_pretrained(tmp_path / "whole")
     assert encoder.image_size == 28

@@ -31,11 +31,9 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from training.parallel import run_jobs
 from vlm_reward.cameras import DEFAULT_CAMERAS, DEFAULT_SIZE, CameraRig, CameraSpec
-from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
+from vlm_reward.envs import KINDS, Kind, MetaWorldTask, behaviour, make_env
 from vlm_reward.tasks import HELD_OUT, check_task, instruction, train_tasks
 
-Kind = Literal["expert", "random", "noisy", "mixed"]
-KINDS: tuple[Kind, ...] = ("expert", "random", "noisy", "mixed")
 MAX_ATTEMPTS = 40
 
 
@@ -103,34 +101,6 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
         for kind in kinds
         for i in range(episodes)
     ]
-
-
-def behaviour(
-    task: str, kind: Kind, generator: np.random.Generator
-) -> Callable[[int, np.ndarray], np.ndarray]:
-    """How an episode acts: (step, observation [39]) -> action float32 [4] in [-1, 1].
-
-    `expert`: the scripted policy. `random`: uniform actions, each held for 5 steps (so that the hand gets
-    somewhere). `noisy`: the expert plus Gaussian noise of a standard deviation drawn from [0.3, 1.5].
-    `mixed`: the expert up to a step drawn from [5, 60], then random.
-    """
-    expert = expert_policy(task)
-    noise = generator.uniform(0.3, 1.5)
-    astray = {"random": 0, "mixed": int(generator.integers(5, 61))}.get(kind, sys.maxsize)
-    held = np.zeros(4, np.float32)
-
-    def act(step: int, observation: np.ndarray) -> np.ndarray:
-        nonlocal held
-        if step >= astray:
-            if (step - astray) % 5 == 0:
-                held = generator.uniform(-1, 1, 4).astype(np.float32)
-            return held
-        action = expert(observation)
-        if kind == "noisy":
-            action = action + noise * generator.normal(size=4)
-        return np.clip(action, -1, 1).astype(np.float32)
-
-    return act
 
 
 def run_episode(

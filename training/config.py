@@ -25,6 +25,8 @@ class TrainConfig:
     """What the dataset must have been recorded with; it is stored with the adapter."""
     split: Literal["paper", "strict", "none"] = "paper"
     """Tasks the dataset may hold; `none` for data of your own that is not Meta-World."""
+    leave_out: tuple[str, ...] = ()
+    """Tasks of the dataset to leave out, as stand-ins for the unseen: choose recipes on them."""
     kinds: tuple[str, ...] = ("expert",)
     """Kinds of trajectories to learn from; the others in the dataset are left out."""
 

@@ -139,7 +139,9 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         weights.values(), config.peak_learning_rate, weight_decay=config.weight_decay, fused=True
     )
     model = RewardModel(
-        encoder, camera_spec=cache.camera_spec, metadata=adapter_metadata(config, hyper, training)
+        encoder,
+        camera_spec=cache.camera_spec,
+        metadata=adapter_metadata(config, hyper, cache, training, held_back),
     )
     progress = load_state(state_file, weights, optimizer) if config.resume else Progress()
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked at the folder
@@ -329,7 +331,9 @@ def check_tasks(cache: FrameCache, split: str) -> None:
 
 def split_episodes(cache: FrameCache, config: TrainConfig) -> tuple[list[EpisodeInfo], list[EpisodeInfo]]:
     """Trajectories to train on and those held back: whole ones, as the frames of one resemble each other."""
-    episodes = [episode for episode in cache.episodes if episode.kind in config.kinds]
+    if absent := set(config.leave_out) - {episode.task for episode in cache.episodes}:
+        raise ValueError(f"dataset {cache.dataset_id} has no {', '.join(sorted(absent))} to leave out")
+    episodes = [e for e in cache.episodes if e.kind in config.kinds and e.task not in config.leave_out]
     kinds = ", ".join(sorted({episode.kind for episode in cache.episodes}))
     held_back = math.ceil(config.validation_fraction * len(episodes))
     if len(episodes) - held_back < 1:
@@ -491,7 +495,11 @@ def diverged(
 
 
 def adapter_metadata(
-    config: TrainConfig, hyper: dict[str, Any], training: Sequence[EpisodeInfo]
+    config: TrainConfig,
+    hyper: dict[str, Any],
+    cache: FrameCache,
+    training: Sequence[EpisodeInfo],
+    held_back: Sequence[EpisodeInfo],
 ) -> dict[str, Any]:
     """What vlm_reward.json says beside backbone and cameras."""
     return {
@@ -500,6 +508,7 @@ def adapter_metadata(
         "seed": config.seed,
         "hyper": hyper,
         "train_tasks": sorted({episode.task for episode in training}),
+        "validation_episodes": [cache.episodes.index(episode) for episode in held_back],
         "protocol": config.protocol(),
     }
 

@@ -31,7 +31,7 @@ def select_backend() -> str | None:
 
 
 def _egl_works() -> bool:
-    """Whether any EGL device gives a display, asked as MuJoCo asks: devices first, then a platform display."""
+    """Whether any EGL device gives a display; asks as MuJoCo does: devices first, then their displays."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")
     except OSError:

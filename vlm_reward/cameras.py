@@ -1,6 +1,7 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
 """Frames from the cameras of any Gymnasium MuJoCo environment: upright uint8 [V, H, W, 3]."""
 
+import atexit
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -112,8 +113,7 @@ class CameraRig:
         if spec.profile == "fast":
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-        # Freed when the rig goes, or before the interpreter does: later, OpenGL is gone and complains.
-        self._free = weakref.finalize(self, self._renderer.close)
+        _OPEN.add(self)
 
     def render(self) -> np.ndarray:
         """The current state seen by each camera: uint8 [V, H, W, 3], upright."""
@@ -121,7 +121,7 @@ class CameraRig:
 
     def render_views(self, views: Sequence[int] | np.ndarray) -> np.ndarray:
         """Some of the cameras, by their index in the spec: uint8 [len(views), H, W, 3], upright."""
-        if not self._free.alive:
+        if self not in _OPEN:
             raise RuntimeError("this CameraRig is closed; make a new one")
         data = self._env.data
         frames = np.empty((len(views), self.spec.height, self.spec.width, 3), np.uint8)
@@ -134,10 +134,21 @@ class CameraRig:
 
     def close(self) -> None:
         """Free the GL context (130-250 MB). Safe to call twice."""
-        self._free()
+        if self in _OPEN:
+            _OPEN.discard(self)
+            self._renderer.close()
 
     def __enter__(self) -> "CameraRig":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+
+
+@atexit.register  # after mujoco's own exit handler was, so it runs before: then OpenGL is gone and complains
+def _close_all() -> None:
+    for rig in list(_OPEN):
+        rig.close()

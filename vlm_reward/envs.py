@@ -1,9 +1,10 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
 """Single-task Meta-World environments without the traps of the raw classes, and their scripted experts."""
 
+import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import mujoco
@@ -14,6 +15,9 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.tasks import check_task
+
+Kind = Literal["expert", "random", "noisy", "mixed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MAX_EPISODE_STEPS = 500
 """Meta-World raises when stepped further."""
@@ -196,5 +200,33 @@ def expert_policy(task: str) -> Callable[[np.ndarray], np.ndarray]:
         with warnings.catch_warnings():  # Meta-World warns of actions beyond [-1, 1] on each step
             warnings.filterwarnings("ignore", message="Constant.s. may be too high")
             return np.clip(policy.get_action(observation), -1.0, 1.0).astype(np.float32)
+
+    return act
+
+
+def behaviour(
+    task: str, kind: Kind, generator: np.random.Generator
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """How an episode acts: (step, observation [39]) -> action float32 [4] in [-1, 1].
+
+    `expert`: the scripted policy. `random`: uniform actions, each held for 5 steps (so that the hand gets
+    somewhere). `noisy`: the expert plus Gaussian noise of a standard deviation drawn from [0.3, 1.5].
+    `mixed`: the expert up to a step drawn from [5, 60], then random.
+    """
+    expert = expert_policy(task)
+    noise = generator.uniform(0.3, 1.5)
+    astray = {"random": 0, "mixed": int(generator.integers(5, 61))}.get(kind, sys.maxsize)
+    held = np.zeros(4, np.float32)
+
+    def act(step: int, observation: np.ndarray) -> np.ndarray:
+        nonlocal held
+        if step >= astray:
+            if (step - astray) % 5 == 0:
+                held = generator.uniform(-1, 1, 4).astype(np.float32)
+            return held
+        action = expert(observation)
+        if kind == "noisy":
+            action = action + noise * generator.normal(size=4)
+        return np.clip(action, -1, 1).astype(np.float32)
 
     return act

@@ -1,4 +1,4 @@
-"""The 50 Meta-World tasks, their instructions and the splits of the paper (arXiv 2512.20675, section 3.2, Table 4)."""
+"""The 50 Meta-World tasks, their instructions, and the splits of the paper (arXiv 2512.20675, section 3.2)."""
 
 from difflib import get_close_matches
 from typing import Literal, get_args
@@ -77,7 +77,7 @@ OPPOSITES: tuple[tuple[str, str], ...] = (
     ("peg-insert-side-v3", "peg-unplug-side-v3"),
     ("assembly-v3", "disassemble-v3"),
 )
-"""Pairs of training tasks that share a scene and ask for the opposite: the test of whether a reward listens."""
+"""Pairs of training tasks that share a scene and ask for opposites: they test whether a reward listens."""
 
 Split = Literal["paper", "strict"]
 SPLITS: tuple[str, ...] = get_args(Split)

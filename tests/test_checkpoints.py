@@ -1,0 +1,82 @@
+"""What is shipped: small, safe, and never trained on a held-out task."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from eval.metrics import voc
+from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.encoder import CHECKPOINTS
+from vlm_reward.envs import behaviour, make_env
+from vlm_reward.reward_model import RewardModel
+from vlm_reward.tasks import HELD_OUT, train_tasks
+
+BACKBONE = CHECKPOINTS / "siglip2-tiny"
+ADAPTERS = sorted(path.parent for path in BACKBONE.glob("*/adapter_config.json"))
+
+
+def test_there_is_a_triplet_adapter():
+    assert BACKBONE / "triplet" in ADAPTERS
+
+
+def test_the_backbone_is_small():
+    (weights,) = BACKBONE.glob("*.safetensors")
+    with safe_open(weights, "pt") as stored:
+        parameters = sum(stored.get_tensor(name).numel() for name in stored.keys())  # noqa: SIM118
+    assert 5e6 <= parameters <= 10e6
+    assert sum(file.stat().st_size for file in BACKBONE.iterdir() if file.is_file()) <= 30e6
+
+
+def test_no_file_but_safetensors_text_and_json():
+    kinds = {file.suffix for file in CHECKPOINTS.rglob("*") if file.is_file()}
+    assert kinds <= {".safetensors", ".json", ".md", ".txt"}
+
+
+def test_the_backbone_saw_training_tasks_alone():
+    tasks = json.loads((BACKBONE / "pretraining.json").read_text())["train_tasks"]
+    assert set(tasks) <= set(train_tasks())
+    assert not set(tasks) & set(HELD_OUT)
+
+
+@pytest.mark.parametrize("folder", ADAPTERS, ids=lambda folder: folder.name)
+def test_adapters_saw_training_tasks_alone(folder):
+    metadata = json.loads((folder / "vlm_reward.json").read_text())
+    tasks = metadata["train_tasks"]
+    assert tasks
+    assert set(tasks) <= set(train_tasks())
+    assert CameraSpec.from_dict(metadata["camera_spec"]) == CameraSpec()
+
+
+@pytest.mark.parametrize("folder", [BACKBONE, *ADAPTERS], ids=lambda folder: folder.name)
+def test_every_checkpoint_has_a_model_card(folder):
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "held-out" in card
+
+
+def test_triplet_rewards_an_expert_on_a_held_out_task():
+    """The main job, on real frames: progress of the drawer expert ranks by time."""
+    model = RewardModel.from_pretrained("siglip2-tiny/triplet")
+    assert model.camera_spec is not None
+    env = make_env("drawer-open-v3", max_episode_steps=150, terminate_on_success=True)
+    observation, _ = env.reset(seed=0)
+    act = behaviour("drawer-open-v3", "expert", np.random.default_rng(0))
+    frames, done = [], False
+    with CameraRig(env, model.camera_spec) as rig:
+        while not done:
+            observation, _, terminated, truncated, _ = env.step(act(len(frames), observation))
+            frames.append(rig.render())
+            done = terminated or truncated
+    env.close()
+    scores = model.score(np.stack(frames[::2]), "open the green drawer")
+    assert scores.shape == (len(frames[::2]), 3)
+    assert voc(scores.mean(1)) > 0.5
+
+
+def test_loads_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RewardModel.from_pretrained("siglip2-tiny/triplet").metadata["objective"] == "triplet"
+    assert Path("checkpoints").exists() is False

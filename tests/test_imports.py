@@ -1,0 +1,75 @@
+"""Imports point one way: see the table. Any other edge between our modules fails."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vlm_reward", "training", "eval", "agents")
+
+# Inside vlm_reward: module -> what it may import of vlm_reward.
+LIBRARY = {
+    "__init__": {"_rendering"},
+    "_rendering": set(),
+    "tasks": set(),
+    "cameras": {"_rendering"},
+    "preprocess": set(),
+    "similarity": set(),
+    "transforms": set(),
+    "encoder": {"preprocess"},  # for the name of a type
+    "envs": {"tasks", "cameras"},
+    "frame_cache": {"cameras", "preprocess"},
+    "reward_model": {"cameras", "preprocess", "encoder", "similarity"},
+    "wrappers": {"cameras", "envs", "reward_model", "tasks", "transforms"},
+    "sb3": {"cameras", "envs", "reward_model", "tasks", "transforms", "wrappers"},
+}
+
+
+def _imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _ours(file: Path) -> set[str]:
+    return {name for name in _imports(file) if name.split(".")[0] in PACKAGES}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "vlm_reward").glob("*.py")), ids=lambda file: file.stem)
+def test_library_modules(file):
+    assert file.stem in LIBRARY, f"add vlm_reward/{file.name} to the table"
+    for name in _ours(file):
+        top, _, rest = name.partition(".")
+        assert top == "vlm_reward", f"{file.name} imports {name}: the library may not"
+        if rest:
+            assert rest.split(".")[0] in LIBRARY[file.stem], f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["training", "eval", "agents"])
+def test_the_rooms_do_not_know_each_other(package):
+    for file in (ROOT / package).rglob("*.py"):
+        for name in _ours(file):
+            if name.startswith("eval.metrics") and package == "training":
+                continue  # validation
+            if name == "eval" and package == "training":
+                continue
+            assert name.split(".")[0] in (package, "vlm_reward"), f"{file} imports {name}"
+
+
+def test_only_the_library_is_installed():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["vlm_reward", "vlm_reward.*"]
+
+
+def test_nothing_outside_the_project_is_read():
+    for file in [p for top in (*PACKAGES, "tests") for p in (ROOT / top).rglob("*.py")]:
+        if file != Path(__file__):
+            assert "../shared" not in file.read_text(), file
