@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -45,6 +46,11 @@ LORA_TARGETS = {
 `mlp` includes the MLP of SigLIP's pooling head. The attention of that head is left alone: torch keeps its
 projections in one parameter (`nn.MultiheadAttention.in_proj_weight`), which is no linear layer.
 """
+
+# Printing any SigLIP config makes transformers 5.23 warn about the token ids of its own default config.
+logging.getLogger("transformers.configuration_utils").addFilter(
+    lambda record: "between 0 and 31999), got 4940" not in record.getMessage()
+)
 
 _RESAMPLE: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _BOTH_TOWERS = ("get_image_features", "get_text_features")
