@@ -133,7 +133,7 @@ def write_film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.n
     canvas = FigureCanvasAgg(figure)
     ax = figure.add_subplot(xlabel="step", ylabel="reward", title=f'"{title}"')
     for (label, values), style in zip(curves.items(), STYLES, strict=False):
-        ax.plot(values, label=label, linewidth=1.6, **style)
+        ax.plot(values, label=label, linewidth=1.6, **style)  # pyright: ignore[reportArgumentType]
     ax.legend(frameon=False, fontsize=8)
     cursor, point = ax.axvline(0, color="black", linewidth=0.8), ax.plot(0, 0, "ko", markersize=5)[0]
     partial = path.with_name(path.name + ".partial.mp4")

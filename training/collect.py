@@ -199,7 +199,8 @@ def spaces(spec: CameraSpec) -> tuple[gym.spaces.Dict, gym.spaces.Box]:
     """Observation and action space of a dataset: `state` float64 [39], and a uint8 image per camera."""
     image = gym.spaces.Box(0, 255, (spec.height, spec.width, 3), np.uint8)
     state = gym.spaces.Box(-np.inf, np.inf, (39,), np.float64)
-    observation = gym.spaces.Dict({"state": state} | dict.fromkeys(spec.cameras, image))
+    images: dict[str, gym.Space] = dict.fromkeys(spec.cameras, image)
+    observation = gym.spaces.Dict({"state": state} | images)
     return observation, gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
 
@@ -253,7 +254,7 @@ def _assemble(dataset_id: str, target: Path, jobs: list[Job], config: Config) ->
             with h5py.File(job.path / "main_data.hdf5") as part:
                 part.copy("episode_0", file, name=f"episode_{i}")
             file[f"episode_{i}"].attrs["id"] = i
-            steps += int(file[f"episode_{i}"].attrs["total_steps"])
+            steps += int(file[f"episode_{i}"].attrs["total_steps"])  # pyright: ignore[reportArgumentType]
     storage.update_metadata({
         "dataset_id": dataset_id, "total_episodes": len(jobs), "total_steps": steps,
         "algorithm_name": "Meta-World scripted policies", "author": {"vlm-reward"},

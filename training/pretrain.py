@@ -476,7 +476,7 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
     """The folder that `AutoModel`, `AutoTokenizer` and `AutoImageProcessor` load; weights in bfloat16."""
     partial = config.output.with_name(config.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    copy = SiglipModel(model.config)
+    copy: Any = SiglipModel(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

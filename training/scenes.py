@@ -1,4 +1,5 @@
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
+# mujoco ships no type stubs
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Varied views of the training tasks with what the simulator knows of each: the food of `training.pretrain`.
 
 One *shard* is many short rollouts of one task: experts, noisy experts, experts of other tasks in the same

@@ -1,4 +1,5 @@
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
+# mujoco ships no type stubs
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Frames from the cameras of any Gymnasium MuJoCo environment: upright uint8 [V, H, W, 3]."""
 
 import atexit
@@ -114,6 +115,10 @@ class CameraRig:
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         _OPEN.add(self)
+        # Exit handlers run last in, first out: ours has to come before EGL's own, which making a first
+        # renderer registers, or freeing the context fails with a traceback.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
 
     def render(self) -> np.ndarray:
         """The current state seen by each camera: uint8 [V, H, W, 3], upright."""
@@ -148,7 +153,6 @@ class CameraRig:
 _OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()
 
 
-@atexit.register  # after mujoco's own exit handler was, so it runs before: then OpenGL is gone and complains
 def _close_all() -> None:
     for rig in list(_OPEN):
         rig.close()

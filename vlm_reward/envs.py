@@ -1,4 +1,5 @@
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false  (mujoco ships no type stubs)
+# mujoco ships no type stubs
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Single-task Meta-World environments without the traps of the raw classes, and their scripted experts."""
 
 import sys
