@@ -76,7 +76,7 @@ class BenchmarkConfig:
     """Minari id of the expert trajectories that VOC reads."""
     rollouts: str = "vlm-reward/eval-rollouts-v0"
     """Minari id of the random and sub-optimal rollouts that the pairs are drawn from."""
-    demos: str | None = "vlm-reward/demos-paper-v0"
+    demos: str | None = "vlm-reward/eval-opposites-v0"
     """Minari id of training tasks' demonstrations, for the opposites; None leaves them out."""
     data_root: Path | None = None
     """Folder of the Minari datasets; $MINARI_DATASETS_PATH or Minari's own when not given."""

@@ -143,6 +143,10 @@ def test_presets():
     assert tasks(Config("eval-expert")) == list(HELD_OUT)
     assert len(jobs_of(Config("eval-expert"), Path())) == 150
     assert {job.kind for job in jobs_of(Config("eval-rollouts"), Path())} == {"random", "noisy", "mixed"}
+    opposites = jobs_of(Config("eval-opposites"), Path())
+    assert len(opposites) == 48
+    shown = {(job.task, job.kind, job.index, job.seed) for job in demos}
+    assert not shown & {(job.task, job.kind, job.index, job.seed) for job in opposites}
 
 
 def test_bad_settings_fail_at_once(tmp_path):

@@ -3,6 +3,7 @@
     python -m training.collect demos           # 3 expert demonstrations for each of the 44 training tasks
     python -m training.collect eval-expert     # 50 expert trajectories for each held-out task (VOC)
     python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
+    python -m training.collect eval-opposites  # experts of the training tasks that have an opposite (listening)
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
@@ -32,7 +33,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from training.parallel import run_jobs
 from vlm_reward.cameras import DEFAULT_CAMERAS, DEFAULT_SIZE, CameraRig, CameraSpec
 from vlm_reward.envs import KINDS, Kind, MetaWorldTask, behaviour, make_env
-from vlm_reward.tasks import HELD_OUT, check_task, instruction, train_tasks
+from vlm_reward.tasks import HELD_OUT, OPPOSITES, check_task, instruction, train_tasks
 
 MAX_ATTEMPTS = 40
 
@@ -41,8 +42,10 @@ MAX_ATTEMPTS = 40
 class Config:
     """Record a Minari dataset of Meta-World rollouts."""
 
-    preset: Annotated[Literal["demos", "eval-expert", "eval-rollouts"], tyro.conf.Positional]
-    """demos: training tasks; eval-expert, eval-rollouts: held-out tasks."""
+    preset: Annotated[
+        Literal["demos", "eval-expert", "eval-rollouts", "eval-opposites"], tyro.conf.Positional
+    ]
+    """demos: training tasks; eval-expert, eval-rollouts: held-out ones; eval-opposites: those with opposites."""
     dataset: str | None = None
     """Minari id; default vlm-reward/PRESET-v0, for demos vlm-reward/demos-SPLIT-v0."""
     split: Literal["paper", "strict"] = "paper"
@@ -50,7 +53,7 @@ class Config:
     tasks: tuple[str, ...] | None = None
     """Other tasks than the preset's."""
     episodes: int | None = None
-    """Episodes per task and kind; default 3 (demos), 50 (eval-expert), 12 (eval-rollouts)."""
+    """Episodes per task and kind; default 3 (demos), 50, 12 and 2 (eval-*)."""
     horizon: int | None = None
     """Steps after which an episode is cut; default 500 for experts, 150 for rollouts."""
     cameras: tuple[str, ...] = DEFAULT_CAMERAS
@@ -84,19 +87,25 @@ class Job:
 
 def jobs_of(config: Config, parts: Path) -> list[Job]:
     """The episodes of a dataset in their final order."""
-    tasks = config.tasks or (train_tasks(config.split) if config.preset == "demos" else HELD_OUT)
+    opposites = tuple(dict.fromkeys(task for pair in OPPOSITES for task in pair))
+    usual = {"demos": train_tasks(config.split), "eval-opposites": opposites}.get(config.preset, HELD_OUT)
+    tasks = config.tasks or usual
     for task in tasks:
         check_task(task)
     kinds: tuple[Kind, ...] = (
         ("random", "noisy", "mixed") if config.preset == "eval-rollouts" else ("expert",)
     )
-    episodes = config.episodes or {"demos": 3, "eval-expert": 50, "eval-rollouts": 12}[config.preset]
+    episodes = (
+        config.episodes
+        or {"demos": 3, "eval-expert": 50, "eval-rollouts": 12, "eval-opposites": 2}[config.preset]
+    )
     horizon = config.horizon or (150 if config.preset == "eval-rollouts" else 500)
     if episodes < 1 or not 1 <= horizon <= 500:
         raise ValueError(f"episodes must be >= 1 and horizon in [1, 500], got {episodes} and {horizon}")
     spec = CameraSpec(config.cameras, config.size, config.size, config.profile)
+    seed = config.seed + (config.preset == "eval-opposites")  # other episodes than the demonstrations
     return [
-        Job(task, kind, i, config.seed, horizon, spec, parts / f"{task}-{kind}-{i:03d}")
+        Job(task, kind, i, seed, horizon, spec, parts / f"{task}-{kind}-{i:03d}")
         for task in tasks
         for kind in kinds
         for i in range(episodes)
