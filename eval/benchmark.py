@@ -59,6 +59,7 @@ Estimates = dict[tuple[str, str, str], Estimate]
 """(task, view, metric) -> what was measured, as a fraction."""
 
 CONTROLS = ("random", "constant", "oracle")
+SHOW = 0.1 if sys.stderr.isatty() else 30  # seconds between updates of the bar: a log file gets few
 CHUNK = 128  # timesteps read and embedded at once
 
 
@@ -267,7 +268,7 @@ def _score_model(
 
     def embed(cache: FrameCache, rows: np.ndarray, what: str) -> np.ndarray:
         parts = []
-        with tqdm(total=len(rows), desc=f"{name}: {what}", unit="step", leave=False, disable=None) as bar:
+        with tqdm(total=len(rows), desc=f"{name}: {what}", unit="step", leave=False, mininterval=SHOW) as bar:
             for start in range(0, len(rows), CHUNK):
                 parts.append(model.embed(cache.frames[rows[start : start + CHUNK]]))
                 bar.update(len(parts[-1]))

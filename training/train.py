@@ -240,7 +240,12 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         else None
     )
     steps = tqdm(
-        total=total, initial=progress.step, desc=config.objective, unit="step", disable=None if main else True
+        total=total,
+        initial=progress.step,
+        desc=config.objective,
+        unit="step",
+        disable=not main,
+        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file gets a line now and then
     )
     with stop_on_interrupt() as stop, steps as bar, logs or nullcontext() as board:
         if held_back and not progress.history:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -282,7 +283,10 @@ def _write(
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         progress = tqdm(
-            episodes, desc=f"frame cache {dataset.id} at {shape[2]} px", unit="episode", disable=None
+            episodes,
+            desc=f"frame cache {dataset.id} at {shape[2]} px",
+            unit="episode",
+            mininterval=0.1 if sys.stderr.isatty() else 30,
         )
         for info, episode in zip(progress, dataset.iterate_episodes(), strict=True):
             observations: Any = episode.observations
