@@ -107,6 +107,20 @@ _BOX_MOVED = ("box=moved", "the box has been moved", "the box has left its place
 _BOX_STILL = ("box=not moved", "the box stands where it was", "the box has not been moved")
 _OBJ = ("object", "puck", "cylinder")
 
+_REACH = Words(
+    _OBJ,
+    "obj",
+    ("hand=not at goal", "the gripper is not at the goal", "the robot hand is away from the target"),
+    (
+        "hand=at goal",
+        "the gripper is at the goal",
+        "the robot hand has reached the target",
+        "move to the target",
+    ),
+    "the goal",
+    colour="red",
+)
+
 WORDS: dict[str, Words] = {
     "assembly-v3": Words(("nut", "ring"), "RoundNut", _NUT_OFF, _NUT_ON, "the peg"),
     "basketball-v3": Words(
@@ -243,32 +257,8 @@ WORDS: dict[str, Words] = {
     "push-v3": Words(_OBJ, "obj", _OFF_GOAL, _AT_GOAL, "the goal", colour="red"),
     "push-wall-v3": Words(_OBJ, "obj", _OFF_GOAL, _AT_GOAL, "the goal", colour="red"),
     "push-back-v3": Words(_OBJ, "obj", _OFF_GOAL, _AT_GOAL, "the goal", colour="red"),
-    "reach-v3": Words(
-        _OBJ,
-        "obj",
-        ("hand=not at goal", "the gripper is not at the goal", "the robot hand is away from the target"),
-        (
-            "hand=at goal",
-            "the gripper is at the goal",
-            "the robot hand has reached the target",
-            "move to the target",
-        ),
-        "the goal",
-        colour="red",
-    ),
-    "reach-wall-v3": Words(
-        _OBJ,
-        "obj",
-        ("hand=not at goal", "the gripper is not at the goal", "the robot hand is away from the target"),
-        (
-            "hand=at goal",
-            "the gripper is at the goal",
-            "the robot hand has reached the target",
-            "move to the target",
-        ),
-        "the goal",
-        colour="red",
-    ),
+    "reach-v3": _REACH,
+    "reach-wall-v3": _REACH,
     "shelf-place-v3": Words(
         ("object", "cube", "block"),
         "obj",
