@@ -207,6 +207,9 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     assert encoder.image_size == 28
     assert encoder.encode_text(["open the window"]).norm().item() == pytest.approx(1, abs=1e-3)
 
+    with pytest.raises(FileExistsError, match="holds a backbone already; --overwrite replaces it"):
+        pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
+
     work = tmp_path / "b"  # stopped after the state of step 4, resumed to the end: the same weights
     real = pretrain.step_losses
     monkeypatch.setattr(pretrain, "step_losses", _interrupt_at(real, 3))

