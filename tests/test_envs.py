@@ -83,7 +83,6 @@ def test_experts_succeed_and_reward_rises(task):
     env.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", all_tasks())
 def test_every_expert_succeeds(task):
     env, act = make_env(task, max_episode_steps=500, terminate_on_success=True), expert_policy(task)
