@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +39,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProce
 from training.captions import WORDS, sentences
 from training.language import Teacher, instructions, is_held_out, make_tokenizer, words
 from training.scenes import POINTS, STATE
-from training.train import keep_freed_memory, stop_on_interrupt
+from training.train import keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.preprocess import preprocess
 from vlm_reward.tasks import train_tasks
 
@@ -426,17 +427,14 @@ def taught_embeddings(teacher: Teacher, corpus: list[str], file: Path) -> Tensor
     """The teacher's embeddings of a corpus, kept in `file` with the corpus they are of."""
     key = json.dumps(corpus)
     if file.exists():
-        from safetensors import safe_open
-
         with safe_open(file, "pt") as stored:
             if stored.metadata().get("corpus") == key:
                 return stored.get_tensor("embeddings")
     embeddings = torch.cat(
         [teacher.embed(corpus[i : i + 4096]) for i in tqdm(range(0, len(corpus), 4096), desc="teacher")]
     )
-    partial = file.with_suffix(".partial")
-    save_file({"embeddings": embeddings}, partial, {"corpus": key})
-    os.replace(partial, file)
+    with replacing(file) as fresh:
+        save_file({"embeddings": embeddings}, fresh, {"corpus": key})
     return embeddings
 
 
@@ -454,17 +452,14 @@ def save_state(
     """Weights and both optimizers, at once."""
     tensors = {f"w.{name}": value.detach().clone() for name, value in modules.state_dict().items()}
     tensors |= {name: slot[key].clone() for name, slot, key in _slots(first, second) if key in slot}
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial, {"step": str(step)})
-    os.replace(partial, file)
+    with replacing(file) as fresh:
+        save_file(tensors, fresh, {"step": str(step)})
 
 
 def load_state(
     file: Path, modules: nn.Module, first: torch.optim.Optimizer, second: torch.optim.Optimizer
 ) -> int:
     """The inverse; returns the step to go on with."""
-    from safetensors import safe_open
-
     if not file.exists():
         raise FileNotFoundError(f"nothing to resume: no {file}")
     tensors = load_file(file)
