@@ -55,10 +55,8 @@ def test_library_modules(file):
 def test_the_rooms_do_not_know_each_other(package):
     for file in (ROOT / package).rglob("*.py"):
         for name in _ours(file):
-            if name.startswith("eval.metrics") and package == "training":
-                continue  # validation
-            if name == "eval" and package == "training":
-                continue
+            if name.startswith("eval.metrics") and package != "eval":
+                continue  # validation, and rank correlations of returns
             assert name.split(".")[0] in (package, "vlm_reward"), f"{file} imports {name}"
 
 

@@ -1,0 +1,64 @@
+"""From settings to a scorer of frames, and from its scores to the reward that an agent sees."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from agents.config import AgentConfig
+from vlm_reward.cameras import CameraSpec
+from vlm_reward.encoder import DualEncoder
+from vlm_reward.reward_model import RewardModel
+from vlm_reward.transforms import GoalBaseline, Shaping, difference, potential, raw
+from vlm_reward.wrappers import Scorer
+
+
+def load_scorer(config: AgentConfig) -> Scorer | None:
+    """The model that scores frames, reduced to `config.cameras`; None when nothing is scored.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it was not trained on one of the cameras; or the sentence is empty or too long.
+    """
+    if config.scored_by is None:
+        return None
+    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
+    model = RewardModel.from_pretrained(config.scored_by, device=device)
+    spec = model.camera_spec or CameraSpec()
+    if config.cameras:
+        if model.camera_spec and (foreign := set(config.cameras) - set(spec.cameras)):
+            raise ValueError(
+                f"{config.scored_by} was not trained on camera {', '.join(sorted(foreign))}; "
+                f"it knows {', '.join(spec.cameras)}"
+            )
+        spec = replace(spec, cameras=config.cameras)
+    model = RewardModel(model.encoder, camera_spec=spec, metadata=model.metadata, dtype=model.dtype)
+    model.embed_text([config.sentence])
+    if config.transform == "goal-baseline":
+        return GoalBaseline(model, config.baseline, config.baseline_strength)
+    return model
+
+
+def encoder_of(scorer: Scorer) -> DualEncoder:
+    """The encoder inside a scorer that `load_scorer` made."""
+    model = scorer.model if isinstance(scorer, GoalBaseline) else scorer
+    assert isinstance(model, RewardModel)
+    return model.encoder
+
+
+def shaping(config: AgentConfig) -> Shaping:
+    """Scores to the learned reward. A model that only watches shows its plain score."""
+    if config.transform == "potential":
+        return potential(config.gamma)
+    return difference if config.transform == "difference" else raw
+
+
+def agent_reward(
+    config: AgentConfig, learned: np.ndarray | None, env_reward: np.ndarray, success: np.ndarray
+) -> np.ndarray:
+    """What the agent sees, float32 [N], from the learned reward [N], the task's own [N] and success [N]."""
+    own = {"none": 0.0, "sparse": success, "dense": env_reward}
+    if not config.learned:
+        return np.asarray(own[config.reward], np.float32)
+    assert learned is not None
+    return np.asarray(config.reward_scale * learned + config.add_weight * own[config.add], np.float32)

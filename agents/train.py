@@ -1,0 +1,284 @@
+"""Train an agent on a Meta-World task, by the task's own reward or by a sentence.
+
+    python -m agents.train --task drawer-close-v3 --reward dense
+    python -m agents.train --task drawer-close-v3 --reward sparse --monitor siglip2-tiny/triplet
+    python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/triplet --cameras corner
+
+The run's folder is printed at the end (runs/agents/...): `best` and `last` agent, `episodes.jsonl`,
+`evaluations.jsonl`, TensorBoard's scalars; a row goes to agents/results/. Ctrl-C stops, saves, and says how
+to go on.
+
+Watch three curves side by side: learned return, true return, success. If the first rises alone, the agent
+hacks the reward; a warning says so.
+"""
+
+import functools
+import json
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+from agents.agent import Agent, act, load_agent, make_agent, read_state, save_agent
+from agents.callbacks import EpisodeLog, read_lines
+from agents.config import AgentConfig
+from agents.environments import make_training_env
+from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
+from agents.replay import FrameStore, TracedReplayBuffer
+from agents.rewards import encoder_of, load_scorer
+from eval.metrics import spearman
+from vlm_reward.encoder import write_folder
+from vlm_reward.wrappers import Scorer
+
+CHUNK = 100  # steps between two looks at Ctrl-C
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Args:
+        folder: of the run.
+        steps: environment steps done.
+        row: what was added to the results; None when the run was interrupted.
+        seconds: spent learning, in this process.
+        steps_per_second: environment steps in these seconds, evaluation apart.
+        alarm: what the reward-hacking warning said last, or None.
+        interrupted: stopped by Ctrl-C.
+    """
+
+    folder: Path
+    steps: int
+    row: dict[str, Any] | None
+    seconds: float
+    steps_per_second: float
+    alarm: str | None
+    interrupted: bool
+
+
+def train(config: AgentConfig) -> TrainResult:
+    """Train by `config`.
+
+    Raises:
+        ValueError: settings that contradict each other, the checkpoint or the run to resume.
+        FileNotFoundError: no such checkpoint or buffer; nothing to resume.
+        FileExistsError: there is a run in the output folder already.
+        RuntimeError: no renderer works, or a worker died.
+        OSError: the disk is full; what was saved is kept.
+    """
+    # Whatever can be refused is refused before anything is computed.
+    folder = config.folder
+    check_folder(config)
+    torch.set_num_threads(config.threads)
+    scorer = load_scorer(config)
+    state = read_state(folder / "last") if config.resume else {"steps": 0}
+    if not config.resume:
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = frame_store(config, scorer, state.get("frame_rows", 0)) if config.keep_frames else None
+    venv = make_training_env(config, scorer, frames)
+    with closing(venv), stop_on_interrupt() as stop:
+        # The agent: new, or as it was.
+        if config.resume:
+            agent = load_agent(config, folder / "last", venv)
+            load_transitions(agent, folder / "last" / "replay.npz")
+        else:
+            agent = make_agent(config, venv)
+            if config.buffer:
+                load_transitions(agent, config.buffer)
+        began_at = agent.num_timesteps
+        board = TensorBoardOutputFormat(str(folder / "tensorboard"))
+        agent.set_logger(Logger(str(folder), [board]))
+        views = len(scorer.camera_spec.cameras) if scorer and scorer.camera_spec else 0
+        evaluations = [row for row in read_lines(folder / "evaluations.jsonl") if row["step"] <= began_at]
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        policy = functools.partial(act, agent)
+        seconds = 0.0
+
+        def save(name: str) -> None:
+            with write_folder(folder / name) as fresh:
+                rows = {"frame_rows": frames.rows} if frames else {}
+                save_agent(agent, fresh, **rows)
+                if name == "last" and isinstance(buffer := buffer_of(agent), TracedReplayBuffer):
+                    buffer.save(fresh / "replay.npz")
+            if frames:
+                frames.flush()
+
+        log = EpisodeLog(
+            folder,
+            began_at,
+            config.timesteps,
+            config.hacking_window,
+            views / config.score_every,
+            f"{config.algo} {config.task}",
+        )
+        with closing(log):
+            while agent.num_timesteps < config.timesteps and not stop():
+                began, before = time.perf_counter(), agent.num_timesteps
+                chunk = min(CHUNK, config.timesteps - before)
+                agent.learn(
+                    chunk, log, log_interval=4 if config.algo == "sac" else 1, reset_num_timesteps=False
+                )
+                seconds += time.perf_counter() - began
+                steps = agent.num_timesteps
+                if steps // config.eval_every > before // config.eval_every or steps >= config.timesteps:
+                    seeds = range(DURING_TRAINING, DURING_TRAINING + config.eval_episodes)
+                    row = {"step": steps, **evaluate(config, policy, None, seeds)}
+                    evaluations.append(row)
+                    write_lines(folder / "evaluations.jsonl", evaluations)
+                    for name in ("success", "env_return"):
+                        agent.logger.record(f"evaluation/{name}", row[name])
+                    agent.logger.dump(steps)
+                    log.bar.write(
+                        f"step {steps}: success {row['success']:.0%}, true return {row['env_return']:.0f}"
+                    )
+                    if row is max(evaluations, key=lambda row: (row["success"], row["env_return"])):
+                        save("best")
+                    save("last")
+            interrupted = agent.num_timesteps < config.timesteps
+            if interrupted:
+                save("last")
+            board.close()
+        if frames:
+            frames.close()
+    row = None if interrupted else final_row(config, policy, scorer, log, agent.num_timesteps)
+    if row:
+        write_row(config.results, row)
+    rate = (agent.num_timesteps - began_at) / max(seconds, 1e-9)
+    return TrainResult(folder, agent.num_timesteps, row, seconds, rate, log.alarm, interrupted)
+
+
+def final_row(
+    config: AgentConfig, policy: Callable, scorer: Scorer | None, log: EpisodeLog, steps: int
+) -> dict[str, Any]:
+    """The last agent on placements of its own; the rank correlation is that over all episodes of the training."""
+    seeds = range(AT_THE_END, AT_THE_END + config.eval_episodes)
+    summary = evaluate(config, policy, scorer, seeds)
+    learned, true, _ = log.columns()
+    return {
+        "task": config.task,
+        "reward": config.reward_label,
+        "algo": config.algo,
+        "seed": config.seed,
+        "steps": steps,
+        **summary,
+        "rank_correlation": spearman(np.array(learned), np.array(true)) if learned else None,
+    }
+
+
+def check_folder(config: AgentConfig) -> None:
+    """Refuse to overwrite a run unasked, to resume what is not there, or to resume with other settings."""
+    folder = config.folder
+    if not config.resume:
+        if not config.overwrite and (folder / "last").exists():
+            raise FileExistsError(
+                f"{folder} holds a run already; go on with --resume, replace it with --overwrite, or choose "
+                "another --output"
+            )
+        return
+    if not (folder / "last" / "state.json").is_file():
+        raise FileNotFoundError(f"nothing to resume: no agent was saved in {folder}; start without --resume")
+    then, now = AgentConfig.of_run(folder).protocol(), config.protocol()
+    if differ := [key for key in now if then.get(key) != now[key]]:
+        changes = "; ".join(f"{key}: {then.get(key)} then, {now[key]} now" for key in differ)
+        raise ValueError(f"cannot resume {folder} with other settings ({changes})")
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what an earlier run wrote to the folder, so that nothing of it is taken for this one's."""
+    for name in ("config.json", "episodes.jsonl", "evaluations.jsonl", "frames.u8", "frames.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("best", "last", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def frame_store(config: AgentConfig, scorer: Scorer | None, rows: int) -> FrameStore:
+    """Where the run's frames go; OSError when the disk has no room for all of them."""
+    assert scorer is not None
+    assert scorer.camera_spec is not None
+    encoder = encoder_of(scorer)
+    store = FrameStore(config.folder, scorer.camera_spec, encoder.image_size, encoder.resample, rows)
+    needed = store.row_bytes * (config.timesteps * (1 + 1 / config.horizon) - rows)
+    free = shutil.disk_usage(config.folder).free
+    if needed > free:
+        raise OSError(
+            f"the frames of {config.timesteps} steps need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: "
+            "use fewer --cameras or --timesteps"
+        )
+    return store
+
+
+def buffer_of(agent: Agent) -> TracedReplayBuffer | None:
+    """The transitions of an agent that keeps them."""
+    buffer = agent.replay_buffer if isinstance(agent, SAC) else None
+    return buffer if isinstance(buffer, TracedReplayBuffer) else None
+
+
+def load_transitions(agent: Agent, file: Path) -> None:
+    """Put the transitions of a file into the agent's buffer, if it has one."""
+    if (buffer := buffer_of(agent)) is not None:
+        buffer.load(file)
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a JSON-lines file at once."""
+    fresh = file.with_name(f".{file.name}.tmp")
+    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fresh.replace(file)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C (or SIGTERM) was pressed since. The second one interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # Python delivers signals to the main thread alone
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def press(number: int, _: object) -> None:
+        pressed.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, press)
+    try:
+        yield pressed.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Read the command line, train, and say what came of it and what to do next."""
+    try:
+        config = tyro.cli(AgentConfig, description=__doc__)
+        done = train(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; what was saved last is kept, go on with --resume") from None
+    print(f"{done.steps} of {config.timesteps} steps, {done.steps_per_second:.1f} steps/s: {done.folder}")
+    if done.interrupted:
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite")]
+        print(f"stopped; go on with: python -m agents.train {shlex.join([*arguments, '--resume'])}")
+        raise SystemExit(130)
+    print(json.dumps(done.row))
+    print(f"film: python -m agents.evaluate {done.folder} --video out/agent.mp4")
+
+
+if __name__ == "__main__":
+    main()
