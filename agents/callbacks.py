@@ -12,6 +12,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
+from agents.config import AgentConfig
+
 SOLVED = 0.8
 """From this success rate on there is little left to rise, and nothing is called hacked."""
 
@@ -73,28 +75,23 @@ class EpisodeLog(BaseCallback):
     Args:
         folder: of the run.
         step: where the run goes on; 0 for a new one.
-        total: environment steps of the whole run.
-        window: episodes a window of the alarm.
-        images_per_step: frames rendered for each environment step.
-        name: what the progress bar is called.
+        config: its settings.
     """
 
-    def __init__(
-        self, folder: Path, step: int, total: int, window: int, images_per_step: float, name: str
-    ) -> None:
+    def __init__(self, folder: Path, step: int, config: AgentConfig) -> None:
         super().__init__()
         self.file = folder / "episodes.jsonl"
+        self.window, self.score_every = config.hacking_window, config.score_every
         self.episodes = [episode for episode in read_lines(self.file) if episode["step"] <= step]
-        self.window, self.images_per_step = window, images_per_step
         self.alarm: str | None = None
         with open(self.file, "w") as file:
             file.writelines(json.dumps(episode) + "\n" for episode in self.episodes)
         self._lines = open(self.file, "a", buffering=1)  # noqa: SIM115 (closed by `close`)
-        self._pace = deque([(time.perf_counter(), step)], maxlen=window)
+        self._pace = deque([(time.perf_counter(), step)], maxlen=self.window)
         self.bar = tqdm(
-            total=total,
+            total=config.timesteps,
             initial=step,
-            desc=name,
+            desc=f"{config.algo} {config.task}",
             unit="step",
             mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file gets a line now and then
         )
@@ -103,10 +100,11 @@ class EpisodeLog(BaseCallback):
         self.bar.update(self.num_timesteps - self.bar.n)
         for info in self.locals["infos"]:
             if "outcome" in info:
-                self._note({"step": self.num_timesteps, **info["outcome"]})
+                views = len(info.get("reward_per_view", ()))
+                self._note({"step": self.num_timesteps, **info["outcome"]}, views / self.score_every)
         return True
 
-    def _note(self, episode: dict[str, Any]) -> None:
+    def _note(self, episode: dict[str, Any], images_per_step: float) -> None:
         self.episodes.append(episode)
         self._lines.write(json.dumps(episode) + "\n")
         for name in ("learned_return", "env_return", "success"):
@@ -116,7 +114,7 @@ class EpisodeLog(BaseCallback):
         (began, first), (now, last) = self._pace[0], self._pace[-1]
         rate = (last - first) / max(now - began, 1e-9)
         self.logger.record("time/steps_per_second", rate)
-        self.logger.record("time/frames_per_second", rate * self.images_per_step)
+        self.logger.record("time/frames_per_second", rate * images_per_step)
         if episode["learned_return"] is not None and len(self.episodes) % self.window == 0:
             before, self.alarm = self.alarm, reward_hacking(*self.columns(), self.window)
             if self.alarm and not before:

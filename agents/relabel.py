@@ -129,17 +129,19 @@ def relabel_run(run: Path, options: RelabelConfig) -> tuple[np.ndarray, np.ndarr
         )
     rewards = agent_reward(config, learned, stored["env_rewards"], stored["success"])
     write_arrays(options.output, {**stored, "rewards": rewards})
-    # transitions of parallel environments alternate
-    count = config.setting("envs")
-    ends = stored["dones"] > 0
-    returns: list[np.ndarray] = []
-    for values in (rewards if learned is None else learned, stored["env_rewards"]):
-        sums = []
-        for env in range(count):
-            parts = np.split(values[env::count], np.flatnonzero(ends[env::count]) + 1)
-            sums += [part.sum(dtype=np.float64) for part in parts[:-1]]
-        returns.append(np.array(sums))
-    return returns[0], returns[1]
+    new, true = [], []
+    for env in range(envs := config.setting("envs")):  # transitions of parallel environments alternate
+        mine = {name: values[env::envs] for name, values in stored.items()}
+        values = (rewards if learned is None else learned)[env::envs]
+        start = 0
+        for i, done in enumerate(mine["dones"] > 0):
+            if i and mine["before"][i] != mine["after"][i - 1]:
+                start = i  # a new episode, also where the run was stopped within one
+            if done:
+                new.append(values[start : i + 1].sum(dtype=np.float64))
+                true.append(mine["env_rewards"][start : i + 1].sum(dtype=np.float64))
+                start = i + 1
+    return np.array(new), np.array(true)
 
 
 def relabel_dataset(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:

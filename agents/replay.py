@@ -95,6 +95,9 @@ class FrameStore:
         size: S, the side in pixels.
         resample: how the model resizes.
         rows: how many to keep of those that are there, when a run goes on.
+
+    Raises:
+        ValueError: there are fewer.
     """
 
     def __init__(self, folder: Path, spec: CameraSpec, size: int, resample: Resample, rows: int = 0) -> None:
@@ -104,6 +107,9 @@ class FrameStore:
         facts = {"camera_spec": spec.to_dict(), "size": size, "resample": resample}
         (folder / "frames.json").write_text(json.dumps(facts))
         self._file = open(folder / "frames.u8", "r+b" if rows else "wb")  # noqa: SIM115 (closed by `close`)
+        if os.fstat(self._file.fileno()).st_size < rows * self.row_bytes:
+            self._file.close()
+            raise ValueError(f"{folder / 'frames.u8'} is truncated: it has not the {rows} frames of the run")
         self._file.truncate(rows * self.row_bytes)
         self._file.seek(0, os.SEEK_END)
 

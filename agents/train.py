@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ import tyro
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from agents.agent import Agent, act, load_agent, make_agent, read_state, save_agent
+from agents.agent import act, load_agent, make_agent, read_state, save_agent
 from agents.callbacks import EpisodeLog, read_lines
 from agents.config import AgentConfig
 from agents.environments import make_training_env
@@ -44,6 +44,7 @@ from vlm_reward.encoder import write_folder
 from vlm_reward.wrappers import Scorer
 
 CHUNK = 100  # steps between two looks at Ctrl-C
+LOG_INTERVAL = {"sac": 4, "ppo": 1}  # episodes, and rollouts, between two points in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class TrainResult:
         folder: of the run.
         steps: environment steps done.
         row: what was added to the results; None when the run was interrupted.
-        seconds: spent learning, in this process.
-        steps_per_second: environment steps in these seconds, evaluation apart.
+        steps_per_second: environment steps in a second of learning, evaluation apart.
         alarm: what the reward-hacking warning said last, or None.
         interrupted: stopped by Ctrl-C.
     """
@@ -63,7 +63,6 @@ class TrainResult:
     folder: Path
     steps: int
     row: dict[str, Any] | None
-    seconds: float
     steps_per_second: float
     alarm: str | None
     interrupted: bool
@@ -84,81 +83,67 @@ def train(config: AgentConfig) -> TrainResult:
     check_folder(config)
     torch.set_num_threads(config.threads)
     scorer = load_scorer(config)
-    state = read_state(folder / "last") if config.resume else {"steps": 0}
     if not config.resume:
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    frames = frame_store(config, scorer, state.get("frame_rows", 0)) if config.keep_frames else None
-    venv = make_training_env(config, scorer, frames)
-    with closing(venv), stop_on_interrupt() as stop:
+    with ExitStack() as stack:
+        frames = stack.enter_context(closing(frame_store(config, scorer))) if config.keep_frames else None
+        venv = stack.enter_context(closing(make_training_env(config, scorer, frames)))
+        stop = stack.enter_context(stop_on_interrupt())
+
         # The agent: new, or as it was.
-        if config.resume:
-            agent = load_agent(config, folder / "last", venv)
-            load_transitions(agent, folder / "last" / "replay.npz")
-        else:
-            agent = make_agent(config, venv)
-            if config.buffer:
-                load_transitions(agent, config.buffer)
-        began_at = agent.num_timesteps
-        board = TensorBoardOutputFormat(str(folder / "tensorboard"))
-        agent.set_logger(Logger(str(folder), [board]))
-        views = len(scorer.camera_spec.cameras) if scorer and scorer.camera_spec else 0
-        evaluations = [row for row in read_lines(folder / "evaluations.jsonl") if row["step"] <= began_at]
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        agent = load_agent(config, folder / "last", venv) if config.resume else make_agent(config, venv)
+        buffer = agent.replay_buffer if isinstance(agent, SAC) else None
+        given = folder / "last" / "replay.npz" if config.resume else config.buffer
+        if given and isinstance(buffer, TracedReplayBuffer):
+            buffer.load(given)
         policy = functools.partial(act, agent)
+        first = agent.num_timesteps
+        board = TensorBoardOutputFormat(str(folder / "tensorboard"))
+        stack.callback(board.close)
+        agent.set_logger(Logger(str(folder), [board]))
+        log = stack.enter_context(closing(EpisodeLog(folder, first, config)))
+        evaluations = [row for row in read_lines(folder / "evaluations.jsonl") if row["step"] <= first]
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         seconds = 0.0
 
         def save(name: str) -> None:
-            with write_folder(folder / name) as fresh:
-                rows = {"frame_rows": frames.rows} if frames else {}
-                save_agent(agent, fresh, **rows)
-                if name == "last" and isinstance(buffer := buffer_of(agent), TracedReplayBuffer):
-                    buffer.save(fresh / "replay.npz")
             if frames:
                 frames.flush()
+            with write_folder(folder / name) as fresh:
+                save_agent(agent, fresh, frame_rows=frames.rows if frames else 0)
+                if isinstance(buffer, TracedReplayBuffer) and name == "last":
+                    buffer.save(fresh / "replay.npz")
 
-        log = EpisodeLog(
-            folder,
-            began_at,
-            config.timesteps,
-            config.hacking_window,
-            views / config.score_every,
-            f"{config.algo} {config.task}",
-        )
-        with closing(log):
-            while agent.num_timesteps < config.timesteps and not stop():
-                began, before = time.perf_counter(), agent.num_timesteps
-                chunk = min(CHUNK, config.timesteps - before)
-                agent.learn(
-                    chunk, log, log_interval=4 if config.algo == "sac" else 1, reset_num_timesteps=False
+        while agent.num_timesteps < config.timesteps and not stop():
+            began, before = time.perf_counter(), agent.num_timesteps
+            chunk = min(CHUNK, config.timesteps - before)
+            agent.learn(chunk, log, log_interval=LOG_INTERVAL[config.algo], reset_num_timesteps=False)
+            seconds += time.perf_counter() - began
+            steps = agent.num_timesteps
+            if steps // config.eval_every > before // config.eval_every or steps >= config.timesteps:
+                seeds = range(DURING_TRAINING, DURING_TRAINING + config.eval_episodes)
+                row = {"step": steps, **evaluate(config, policy, None, seeds)}
+                evaluations.append(row)
+                write_lines(folder / "evaluations.jsonl", evaluations)
+                for name in ("success", "env_return"):
+                    agent.logger.record(f"evaluation/{name}", row[name])
+                agent.logger.dump(steps)
+                log.bar.write(
+                    f"step {steps}: success {row['success']:.0%}, true return {row['env_return']:.0f}"
                 )
-                seconds += time.perf_counter() - began
-                steps = agent.num_timesteps
-                if steps // config.eval_every > before // config.eval_every or steps >= config.timesteps:
-                    seeds = range(DURING_TRAINING, DURING_TRAINING + config.eval_episodes)
-                    row = {"step": steps, **evaluate(config, policy, None, seeds)}
-                    evaluations.append(row)
-                    write_lines(folder / "evaluations.jsonl", evaluations)
-                    for name in ("success", "env_return"):
-                        agent.logger.record(f"evaluation/{name}", row[name])
-                    agent.logger.dump(steps)
-                    log.bar.write(
-                        f"step {steps}: success {row['success']:.0%}, true return {row['env_return']:.0f}"
-                    )
-                    if row is max(evaluations, key=lambda row: (row["success"], row["env_return"])):
-                        save("best")
-                    save("last")
-            interrupted = agent.num_timesteps < config.timesteps
-            if interrupted:
+                if row is max(evaluations, key=lambda row: (row["success"], row["env_return"])):
+                    save("best")
                 save("last")
-            board.close()
-        if frames:
-            frames.close()
-    row = None if interrupted else final_row(config, policy, scorer, log, agent.num_timesteps)
+        steps = agent.num_timesteps
+        interrupted = steps < config.timesteps
+        if interrupted:
+            save("last")
+    # The environments are closed: the final evaluation has a renderer of its own.
+    row = None if interrupted else final_row(config, policy, scorer, log, steps)
     if row:
         write_row(config.results, row)
-    rate = (agent.num_timesteps - began_at) / max(seconds, 1e-9)
-    return TrainResult(folder, agent.num_timesteps, row, seconds, rate, log.alarm, interrupted)
+    return TrainResult(folder, steps, row, (steps - first) / max(seconds, 1e-9), log.alarm, interrupted)
 
 
 def final_row(
@@ -205,32 +190,22 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def frame_store(config: AgentConfig, scorer: Scorer | None, rows: int) -> FrameStore:
+def frame_store(config: AgentConfig, scorer: Scorer | None) -> FrameStore:
     """Where the run's frames go; OSError when the disk has no room for all of them."""
     assert scorer is not None
     assert scorer.camera_spec is not None
+    rows = read_state(config.folder / "last")["frame_rows"] if config.resume else 0
     encoder = encoder_of(scorer)
     store = FrameStore(config.folder, scorer.camera_spec, encoder.image_size, encoder.resample, rows)
     needed = store.row_bytes * (config.timesteps * (1 + 1 / config.horizon) - rows)
     free = shutil.disk_usage(config.folder).free
     if needed > free:
+        store.close()
         raise OSError(
             f"the frames of {config.timesteps} steps need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free: "
             "use fewer --cameras or --timesteps"
         )
     return store
-
-
-def buffer_of(agent: Agent) -> TracedReplayBuffer | None:
-    """The transitions of an agent that keeps them."""
-    buffer = agent.replay_buffer if isinstance(agent, SAC) else None
-    return buffer if isinstance(buffer, TracedReplayBuffer) else None
-
-
-def load_transitions(agent: Agent, file: Path) -> None:
-    """Put the transitions of a file into the agent's buffer, if it has one."""
-    if (buffer := buffer_of(agent)) is not None:
-        buffer.load(file)
 
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
