@@ -148,7 +148,13 @@ def evaluate(
                 episodes.append(run_episode(policy, env, seeds[0], rig.render))
             write_film(video, episodes[0], f'"{config.sentence}"')
         # quick without frames: a progress bar would only disturb that of a training
-        waiting = tqdm(seeds[len(episodes) :], "evaluation", unit="episode", disable=scorer is None)
+        waiting = tqdm(
+            seeds[len(episodes) :],
+            "evaluation",
+            unit="episode",
+            disable=scorer is None,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )
         episodes += [run_episode(policy, env, seed) for seed in waiting]
     return summarise(episodes)
 

@@ -12,6 +12,7 @@ the first of an episode), `starts` and `lengths` int64 [episodes].
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +191,12 @@ def relabel_dataset(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def score_all(scorer: Scorer, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """Scores of uint8 [N, V, S, S, 3], each with its sentence, in large batches: float32 [N, V]."""
-    starts = tqdm(range(0, len(frames), CHUNK), "scoring", unit=f"x{CHUNK} steps")
+    starts = tqdm(
+        range(0, len(frames), CHUNK),
+        "scoring",
+        unit=f"x{CHUNK} steps",
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
     return np.concatenate([scorer.score(frames[i : i + CHUNK], texts[i : i + CHUNK]) for i in starts])
 
 

@@ -299,6 +299,14 @@ def test_a_dense_run_renders_nothing_and_goes_on_after_ctrl_c(tmp_path, monkeypa
         train(replace(config, output=tmp_path / "other", resume=True))
 
 
+@pytest.mark.slow
+def test_ppo_learns_to_close_the_drawer_in_two_minutes(tmp_path):
+    config = AgentConfig(algo="ppo", timesteps=12_000, output=tmp_path / "run", results=tmp_path / "r.json")
+    done = train(config)
+    assert done.row is not None
+    assert done.row["success"] >= 0.5  # 0.8 when it was written; 0 without training
+
+
 def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tmp_path, capsys):
     settings = {"timesteps": 60, "horizon": 20, "eval_every": 40, "transform": "difference", "envs": 2}
     config = AgentConfig(
