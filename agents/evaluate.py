@@ -8,7 +8,6 @@ python -m agents.evaluate runs/agents/... --checkpoint siglip2-tiny/triplet    #
 import fcntl
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -30,6 +29,7 @@ from agents.config import AgentConfig
 from agents.environments import make_task_env
 from agents.rewards import load_scorer, shaping
 from eval.metrics import spearman
+from vlm_reward._jobs import replacing
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.wrappers import Scorer, VLMRewardWrapper
 
@@ -177,9 +177,8 @@ def write_row(file: Path, row: dict[str, Any]) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not a list of results ({error!r}); move it away") from error
         rows = sorted([*rows, row], key=lambda one: [one[k] for k in key])
-        fresh = file.with_name(f".{file.name}.tmp")
-        fresh.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
-        os.replace(fresh, file)
+        with replacing(file) as fresh:
+            fresh.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
 
 
 def write_film(path: Path, episode: Episode, title: str) -> None:
@@ -202,8 +201,7 @@ def write_film(path: Path, episode: Episode, title: str) -> None:
         true.set_ylabel("true reward", color="C1")
     cursor = ax.axvline(0, color="black", linewidth=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial.mp4")
-    with av.open(str(partial), "w") as container:
+    with replacing(path) as fresh, av.open(str(fresh), "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=FRAME_RATE, options={"crf": "20"})
         stream.width, stream.height = panel_width, scale * height // 2 * 2 + panel_height
         stream.pix_fmt = "yuv420p"
@@ -215,7 +213,6 @@ def write_film(path: Path, episode: Episode, title: str) -> None:
             picture = np.concatenate([seen[: scale * height // 2 * 2, :panel_width], panel])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
         container.mux(stream.encode())
-    partial.replace(path)
 
 
 def main(options: EvaluateConfig) -> None:

@@ -11,7 +11,6 @@ A run gives a file of transitions with new rewards, for `--buffer`. A Minari dat
 the first of an episode), `starts` and `lengths` int64 [episodes].
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from agents.config import AgentConfig, Transform
 from agents.replay import load_transitions, open_frames
 from agents.rewards import agent_reward, encoder_of, load_scorer, shaping
 from eval.metrics import spearman
+from vlm_reward._jobs import replacing
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.frame_cache import cached
 from vlm_reward.transforms import Transition
@@ -211,12 +211,8 @@ def check_frames(scorer: Scorer, spec: CameraSpec, size: int) -> None:
 def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.tmp.npz")
-    try:
-        np.savez(fresh, **arrays)  # pyright: ignore[reportArgumentType] (no array is called allow_pickle)
-        os.replace(fresh, file)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(file) as fresh, open(fresh, "wb") as stream:  # given a name, savez would append .npz
+        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType] (no array is called allow_pickle)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,10 @@ import functools
 import json
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
 from agents.rewards import encoder_of, load_scorer
 from eval.metrics import spearman
+from vlm_reward._jobs import replacing, stop_on_interrupt
 from vlm_reward.encoder import write_folder
 from vlm_reward.wrappers import Scorer
 
@@ -210,31 +209,8 @@ def frame_store(config: AgentConfig, scorer: Scorer | None) -> FrameStore:
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
     """Replace a JSON-lines file at once."""
-    fresh = file.with_name(f".{file.name}.tmp")
-    fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fresh.replace(file)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C (or SIGTERM) was pressed since. The second one interrupts at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # Python delivers signals to the main thread alone
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def press(number: int, _: object) -> None:
-        pressed.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, press)
-    try:
-        yield pressed.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with replacing(file) as fresh:
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:

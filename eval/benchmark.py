@@ -50,6 +50,7 @@ from eval.metrics import (
     top1_of_k,
     voc,
 )
+from vlm_reward._jobs import replacing
 from vlm_reward.encoder import locate, portable_name
 from vlm_reward.frame_cache import FrameCache, cached, load_dataset
 from vlm_reward.reward_model import RewardModel
@@ -462,10 +463,10 @@ def _add(result: dict[str, list], out: Path, entry: dict[str, Any], rows: list[d
     result["provenance"] = [old for old in result["provenance"] if old["checkpoint"] != name] + [entry]
     result["rows"] = [old for old in result["rows"] if other(old["checkpoint"])] + rows
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
     lines = {key: ",\n".join(json.dumps(item) for item in result[key]) for key in ("provenance", "rows")}
-    partial.write_text(f'{{"provenance": [\n{lines["provenance"]}\n],\n"rows": [\n{lines["rows"]}\n]}}\n')
-    os.replace(partial, out)
+    text = f'{{"provenance": [\n{lines["provenance"]}\n],\n"rows": [\n{lines["rows"]}\n]}}\n'
+    with replacing(out) as fresh:
+        fresh.write_text(text)
 
 
 def _print_summary(name: str, estimates: Estimates) -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from eval.figures import STYLES, frames_over_curves
 from eval.metrics import consistency, consistency_pairs, multi_view, voc
+from vlm_reward._jobs import replacing
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import Kind, behaviour, make_env
 from vlm_reward.reward_model import RewardModel
@@ -136,8 +137,7 @@ def write_film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.n
         ax.plot(values, label=label, linewidth=1.6, **style)  # pyright: ignore[reportArgumentType]
     ax.legend(frameon=False, fontsize=8)
     cursor, point = ax.axvline(0, color="black", linewidth=0.8), ax.plot(0, 0, "ko", markersize=5)[0]
-    partial = path.with_name(path.name + ".partial.mp4")
-    with av.open(str(partial), "w") as container:
+    with replacing(path) as fresh, av.open(str(fresh), "w", format="mp4") as container:
         stream = container.add_stream("h264", rate=FRAME_RATE, options={"crf": "20"})
         stream.width, stream.height = panel_width, scale * height + panel_height
         stream.pix_fmt = "yuv420p"
@@ -153,7 +153,6 @@ def write_film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.n
                     stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
                 )
         container.mux(stream.encode())
-    partial.replace(path)
 
 
 if __name__ == "__main__":

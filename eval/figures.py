@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from eval.metrics import multi_view, voc
+from vlm_reward._jobs import replacing
 from vlm_reward.frame_cache import FrameCache, cached, load_dataset
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT
@@ -212,9 +213,8 @@ def frames_over_curves(
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, format="png", dpi=150)
 
 
 def _draw(ax: Any, curves: Mapping[str, np.ndarray]) -> None:

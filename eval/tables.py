@@ -11,7 +11,6 @@ import csv
 import fnmatch
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import tyro
 
 from eval.metrics import bootstrap_interval
+from vlm_reward._jobs import replacing
 
 METHODS = ("zero_shot", "tcn_text", "r3m", "vip_text", "vip_text+vip", "liv", "triplet")
 """The columns of the paper's tables; its SigLIP2 is the backbone as it is."""
@@ -294,9 +294,8 @@ def _csv(records: list[dict[str, Any]]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
+from vlm_reward._jobs import replacing
 from vlm_reward.cameras import DEFAULT_SIZE, CameraRig, CameraSpec
 from vlm_reward.encoder import DualEncoder, locate
 from vlm_reward.envs import make_env
@@ -505,12 +506,8 @@ def processor_name() -> str:
 def save(result: dict[str, Any], out: Path) -> None:
     """Write JSON beside `out`, then put it in its place."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(out) as fresh:
+        fresh.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

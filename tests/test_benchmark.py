@@ -197,7 +197,7 @@ def test_rows_are_tidy_and_say_who_they_are(run):
     entry = result["provenance"][0]
     assert entry["settings"]["seed"] == 0
     assert {"command", "date", "hardware", "seconds"} <= set(entry)
-    assert not list(run.out.parent.glob("*.partial"))
+    assert not list(run.out.parent.glob(".*.tmp"))
 
 
 def test_controls_keep_it_honest(run):

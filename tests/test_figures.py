@@ -38,7 +38,7 @@ def test_frames_lie_over_the_curves(tmp_path):
     assert upper.sum() > 100_000  # four frames of some 300 x 300
     assert not lower.any()
     assert count(image[image.shape[0] // 2 :], BLUE) > 500
-    assert not list(path.parent.glob("*.partial"))
+    assert not list(path.parent.glob(".*.tmp"))
 
 
 def test_one_strip_for_each_of_several_trajectories(tmp_path):

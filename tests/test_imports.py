@@ -12,6 +12,7 @@ PACKAGES = ("vlm_reward", "training", "eval", "agents")
 LIBRARY = {
     "__init__": {"_rendering"},
     "_rendering": set(),
+    "_jobs": set(),
     "tasks": set(),
     "cameras": {"_rendering"},
     "preprocess": set(),

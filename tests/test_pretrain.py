@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from training import captions, pretrain, scenes
-from training.captions import WORDS, facts, sentences
-from training.language import instructions, is_held_out
+from training.captions import WORDS, facts, rankings, sentences
+from training.language import UNTAUGHT, instructions, is_held_out, lessons
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.envs import make_env
@@ -75,6 +75,39 @@ def test_an_instruction_is_a_paraphrase_of_the_state_it_asks_for():
     assert "close the green drawer" in sentences("state:drawer=closed")
     assert "the drawer is open" in sentences("state:drawer=open")
     assert len(sentences("hand:near nut/ring")) == 16
+
+
+def test_lessons_name_the_outcome_and_that_of_the_opposite():
+    taught = lessons(4000, 0)
+    assert taught == lessons(4000, 0) != lessons(4000, 1)
+    assert not [asked for asked, _, _ in taught if is_held_out(asked)]
+    said = " ".join(s for each in taught for s in each)
+    assert not set(said.split()) & (set(UNTAUGHT) - {"switch"})  # one may switch on a lamp, not a switch
+    assert "the switch" not in said
+    opened = [
+        (done, undone) for asked, done, undone in lessons(2000, 0, ("box", "pot")) if asked == "open the box"
+    ]
+    assert opened
+    for done, undone in opened:
+        assert done in ("the box is open", "the box has been opened")
+        assert undone in ("the box is closed", "the box is shut")
+
+
+def test_each_task_orders_its_images_by_reward_and_by_state():
+    for task in train_tasks():
+        first, hand, *states = rankings(task)
+        assert first == ((f"instruction:{task}", "reward", 1),)
+        assert {name for _, name, _ in hand} == {"hand_object"}
+        for fact, name, sign in (*hand, *(each for kind in states for each in kind)):
+            assert name in scenes.STATE
+            assert sign in (-1, 1)
+            assert sentences(fact)
+    assert rankings("window-open-v3")[2] == (
+        ("state:window=open", "fraction", 1),
+        ("state:window=closed", "fraction", -1),
+    )
+    assert "close the window using the handle" in sentences("state:window=closed")
+    assert sentences("instruction:sweep-v3") == ("sweep the object off the table",)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +182,24 @@ def test_sigmoid_loss_by_hand():
     assert loss.item() == pytest.approx(0.126928 + 1.313262, abs=1e-5)
 
 
+def test_order_loss_by_hand():
+    # 1 > 0 in value, .2 < .5 in score: log(1 + e^(5 * .3)) = 1.701413; the third lies within the gap of both.
+    scores, nan = torch.tensor([[0.2, 0.5, 0.9]]), float("nan")
+    loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, nan]]), torch.tensor([0.1]))
+    assert loss.item() == pytest.approx(1.701413, abs=1e-5)
+    assert pretrain.order_loss(scores, torch.tensor([[1.0, 0.95, 0.9]]), torch.tensor([0.1])).item() == 0
+    # Both pairs that differ: (0 over 1) as above, (0 over 2): log(1 + e^(5 * .7)) = 3.529751.
+    loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
+    assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
+
+
+def test_lesson_loss_by_hand():
+    # One instruction at cosine 1 to its outcome, 0 to the contrary: log(1 + e^-10) = 4.5399e-5.
+    one, zero = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert pretrain.lesson_loss(one, one, zero).item() == pytest.approx(4.5399e-5, rel=1e-2)
+    assert pretrain.lesson_loss(one, one, one).item() == pytest.approx(0.693147, abs=1e-5)
+
+
 def test_masked_huber_by_hand():
     # |.1| < .3: .5 * .01 / .3 = .016667; |1| > .3: 1 - .15 = .85; mean .433333
     loss = pretrain.masked_huber(torch.tensor([0.1, 1.0, 9.0]), torch.tensor([0.0, 0.0, torch.nan]))
@@ -200,8 +251,8 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     monkeypatch.setattr(pretrain, "instructions", lambda n, seed: instructions(60, seed))
     monkeypatch.setattr(pretrain, "words", lambda n, seed, vocabulary: ["open window"])
     common: dict = {"scenes": shards, "width": 48, "vision_layers": 1, "text_layers": 1, "image_size": 28}
-    common |= {"patch_size": 14, "batch": 16, "text_batch": 8, "text_steps": 3, "steps": 5, "threads": 1}
-    common |= {"save_every": 4}
+    common |= {"patch_size": 14, "batch": 16, "text_batch": 8, "text_steps": 3, "steps": 3, "threads": 1}
+    common |= {"order_steps": 2, "group": 4, "save_every": 4}
     pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
     encoder = DualEncoder.from_pretrained(tmp_path / "whole")
     assert encoder.image_size == 28
@@ -225,11 +276,11 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
 def _interrupt_at(function, call):
     calls = []
 
-    def wrapped(*args):
+    def wrapped(*args, **settings):
         calls.append(1)
         if len(calls) == call:
             signal.raise_signal(signal.SIGINT)
-        return function(*args)
+        return function(*args, **settings)
 
     return wrapped
 

@@ -27,9 +27,9 @@ from training.train import (
     main,
     read_state,
     split_episodes,
-    stop_on_interrupt,
     train,
 )
+from vlm_reward._jobs import stop_on_interrupt
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
 from vlm_reward.reward_model import RewardModel
 

@@ -344,6 +344,8 @@ def sentences(fact: str) -> tuple[str, ...]:
     kind, _, rest = fact.partition(":")
     if kind == "state":
         return _state_sentences()[rest]
+    if kind == "instruction":
+        return (instruction(rest),)
     if kind == "half":
         return tuple(
             f"the {noun} is {how}"
@@ -411,6 +413,33 @@ def _state_sentences() -> dict[str, tuple[str, ...]]:
     for task in ("push-v3", "pick-place-v3", "push-back-v3"):
         table["object=at goal"].append(instruction(task))
     return {key: tuple(said) for key, said in table.items()}
+
+
+def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
+    """Sentences that are more or less true, in groups: (fact, a number of the state vector, +1 or -1) each.
+
+    First the fact `instruction:<task>`, the task's own sentence, which the simulator's reward orders; then
+    the hand's way to the object; then the states, which say and ask for both ends: `window=open` grows with
+    the fraction that the window is open, `window=closed` falls with it.
+    """
+    words = WORDS[task]
+    noun = "/".join(words.noun)
+    hand = ((f"hand:near {noun}", "hand_object", -1), (f"hand:far {noun}", "hand_object", 1))
+    end, start = f"state:{words.end[0]}", f"state:{words.start[0]}"
+    states: tuple[tuple[str, str, int], ...] = ()
+    if words.joint is not None:
+        states = ((end, "fraction", 1), (start, "fraction", -1))
+    elif _has_place(task):
+        near, far = (f"object:{how}|{noun}|{words.goal}" for how in ("near", "far"))
+        states = tuple(
+            (fact, "object_goal", sign) for fact, sign in ((end, -1), (near, -1), (start, 1), (far, 1))
+        )
+    return tuple(group for group in (((f"instruction:{task}", "reward", 1),), hand, states) if group)
+
+
+def _has_place(task: str) -> bool:
+    """Whether the object itself must get to the goal."""
+    return bool(WORDS[task].goal) and not task.startswith(("reach", "hand-insert", "stick"))
 
 
 def facts(
@@ -490,7 +519,7 @@ def facts(
     else:
         false.append(f"state:{words.end[0]}")
     reach, whole = float(np.linalg.norm(position - goal)), float(np.linalg.norm(start - goal))
-    if words.goal and whole > 0.1 and not task.startswith(("reach", "hand-insert", "stick")):
+    if _has_place(task) and whole > 0.1:
         if reach < 0.3 * whole:
             either(True, f"object:near|{noun}|{words.goal}", f"object:far|{noun}|{words.goal}")
         elif reach > 0.7 * whole:

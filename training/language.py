@@ -333,6 +333,111 @@ def instructions(count: int, seed: int) -> list[str]:
     return said
 
 
+_OUTCOMES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        ("open {}", "pull {} open", "slide {} open", "open up {}"),
+        ("{} is open", "{} has been opened"),
+        ("close {}", "shut {}", "push {} shut"),
+        ("{} is closed", "{} is shut"),
+    ),
+    (
+        ("turn on {}", "switch on {}", "turn {} on", "start {}"),
+        ("{} is on", "{} has been turned on"),
+        ("turn off {}", "switch off {}", "turn {} off", "stop {}"),
+        ("{} is off", "{} has been turned off"),
+    ),
+    (("lock {}",), ("{} is locked",), ("unlock {}",), ("{} is unlocked",)),
+    (
+        ("lift {}", "raise {}", "pull {} up", "pick up {}"),
+        ("{} is up", "{} is raised", "{} is lifted"),
+        ("lower {}", "push {} down", "press {} down", "put {} down"),
+        ("{} is down", "{} is lowered"),
+    ),
+    (
+        ("press {}", "push {}", "push in {}", "push {} in"),
+        ("{} is pressed", "{} is pushed in"),
+        ("release {}", "let go of {}", "pull out {}"),
+        ("{} is not pressed", "{} sticks out", "{} is released"),
+    ),
+    (
+        ("turn {}", "rotate {}", "twist {}", "spin {}"),
+        ("{} is turned", "{} is rotated"),
+        ("leave {} as it is", "do not turn {}", "turn {} back"),
+        ("{} has not been turned", "{} is in its first position"),
+    ),
+    (("fill {}",), ("{} is full",), ("empty {}",), ("{} is empty",)),
+    (
+        ("plug in {}", "plug {} in"),
+        ("{} is plugged in",),
+        ("unplug {}", "pull {} out"),
+        ("{} is unplugged", "{} is pulled out"),
+    ),
+    (
+        ("put {} into {}", "insert {} into {}", "place {} in {}", "push {} into {}", "drop {} into {}"),
+        ("{} is in {}", "{} is inside {}"),
+        ("take {} out of {}", "pull {} out of {}", "get {} from {}", "pick {} out of {}"),
+        ("{} is out of {}", "{} is not in {}", "{} is outside {}"),
+    ),
+    (
+        ("put {} on {}", "place {} onto {}", "stack {} on {}", "hang {} on {}"),
+        ("{} is on {}", "{} sits on {}"),
+        ("take {} off {}", "lift {} off {}", "remove {} from {}"),
+        ("{} is off {}", "{} is not on {}"),
+    ),
+    (
+        ("push {} to {}", "bring {} to {}", "slide {} to {}", "move {} to {}", "pull {} to {}"),
+        ("{} is at {}", "{} is near {}", "{} has reached {}"),
+        ("move {} away from {}", "pull {} away from {}", "push {} away from {}"),
+        ("{} is far from {}", "{} is away from {}"),
+    ),
+    (
+        ("reach {}", "touch {}", "move the gripper to {}", "go to {}"),
+        ("the gripper is at {}", "the robot hand has reached {}", "the gripper is near {}"),
+        ("move away from {}", "stay away from {}"),
+        ("the gripper is far from {}", "the robot hand is away from {}"),
+    ),
+    (
+        ("grasp {}", "grab {}", "hold {}", "take {}"),
+        ("the gripper holds {}", "the robot hand has grasped {}"),
+        ("release {}", "let go of {}", "drop {}"),
+        ("the gripper does not hold {}", "the robot hand has let go of {}"),
+    ),
+)
+_TAILS = (
+    *("by its handle", "with the robot hand", "using the gripper", "slowly", "with a hinge", "on the table"),
+    *("by 90 degrees", "on the left", "on the wall", "in the kitchen", "with two fingers", "and stop"),
+)
+UNTAUGHT = ("cabinet", "microwave", "laptop", "jar", "lamp", "switch", "oven", "bottle")
+"""Nouns of which no lesson speaks: lessons are probed with them."""
+
+
+def lessons(
+    count: int, seed: int, nouns: tuple[str, ...] = tuple(n for n in _NOUNS if n not in UNTAUGHT)
+) -> list[tuple[str, str, str]]:
+    """What an instruction brings about: (instruction, its outcome, the outcome of its opposite).
+
+    ("shut the blue oven", "the blue oven is closed", "the blue oven is open"): sentence encoders put an
+    instruction nearer to its opposite than to its outcome. None says what a held-out task asks for.
+    """
+    rng = np.random.default_rng(seed)
+    taught: list[tuple[str, str, str]] = []
+    while len(taught) < count:
+        group = _OUTCOMES[int(rng.integers(len(_OUTCOMES)))]
+        do, done, _, undone = group if rng.random() < 0.5 else (*group[2:], *group[:2])
+        things = [
+            f"the {rng.choice(_ADJECTIVES) + ' ' if rng.random() < 0.3 else ''}{noun}"
+            for noun in rng.choice(nouns, 2, replace=False)
+        ]
+        asked = str(rng.choice(do)).format(*things)
+        if rng.random() < 0.3:
+            asked += f" {rng.choice(_TAILS)}"
+        if not is_held_out(asked):
+            taught.append(
+                (asked, str(rng.choice(done)).format(*things), str(rng.choice(undone)).format(*things))
+            )
+    return taught
+
+
 def words(count: int, seed: int, vocabulary: list[str]) -> list[str]:
     """One to three common English words in a row, for breadth."""
     rng = np.random.default_rng(seed)

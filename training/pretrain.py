@@ -10,6 +10,10 @@
    a sentence of which the simulator says neither is left out), beside two heads that are thrown away: the
    simulator's state from the pooled embedding, and where hand, object and goal are in the image from the
    patches. The text tower goes on imitating its teacher meanwhile.
+3. Order, beside all that: of two images of a scene, the one of which a sentence is truer must score higher
+   ("close the window" by how far it is closed, "open the window" the other way round, the task's instruction
+   by the simulator's reward); and an instruction must lie nearer to its outcome than to the outcome of its
+   opposite, over many things that no scene shows (`training.language.lessons`).
 
 `--stand-ins` names training tasks to leave out, as substitutes for the unseen: recipes and checkpoints are
 chosen on them. Stop with Ctrl-C; the same command with `--resume` goes on.
@@ -36,10 +40,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from training.captions import WORDS, sentences
-from training.language import Teacher, instructions, is_held_out, make_tokenizer, words
+from training.captions import WORDS, rankings, sentences
+from training.language import Teacher, instructions, is_held_out, lessons, make_tokenizer, words
 from training.scenes import POINTS, STATE
-from training.train import keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward._jobs import keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.preprocess import preprocess
 from vlm_reward.tasks import train_tasks
 
@@ -78,6 +82,12 @@ class Config:
     """Sentences a step of the first stage."""
     steps: int = 3400
     """Steps of the second stage."""
+    order_steps: int = 2200
+    """Steps of the third stage."""
+    order_rate: float = 0.6
+    """Peak learning rate of the third stage, as a share of the second's."""
+    group: int = 8
+    """Images of one task in a batch of the third stage."""
     batch: int = 128
     """Images a step."""
     learning_rate: float = 1e-3
@@ -146,6 +156,7 @@ class Scenes:
                 self.known[start + row, ids[row, column]] = value
             start += count
 
+        self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
 
     def __len__(self) -> int:
@@ -276,7 +287,60 @@ def masked_huber(predicted: Tensor, target: Tensor) -> Tensor:
     return F.smooth_l1_loss(predicted[there], target[there], beta=0.3)
 
 
+def order_loss(scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0) -> Tensor:
+    """Bradley-Terry: of two images, the one with the higher value has the higher score.
+
+    A fixed, small scale: a growing one would be content with ever smaller differences of the cosine.
+
+    Args:
+        scores: [R, G], cosines of R sentences and the G images each orders.
+        values: [R, G], how true each is; NaN where nobody knows.
+        gaps: [R], values nearer than this count as equal.
+        scale: of the scores.
+
+    Returns:
+        Mean of log(1 + exp(-scale * (better - worse))) over all pairs that differ; 0 where none does.
+    """
+    better = values[:, :, None] - values[:, None, :] > gaps[:, None, None]
+    each = F.softplus(scale * (scores[:, None, :] - scores[:, :, None]))
+    return (each * better).sum() / better.sum().clamp(min=1)
+
+
+def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0) -> Tensor:
+    """Cross-entropy of each instruction [K, D] choosing its outcome among all K outcomes and K contraries."""
+    logits = scale * asked @ torch.cat([done, undone]).T
+    return F.cross_entropy(logits, torch.arange(len(asked)))
+
+
 # ---------------------------------------------------------------------------------------- the stages
+
+WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 1.0, "lesson": 0.25}
+"""Of the losses of the second and third stage."""
+GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
+"""Numbers of the state vector that differ by less are not ordered (0.1 of reward; 3 cm)."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the batches are drawn from.
+
+    Args:
+        scenes: images and what is known of them.
+        orders: of each task in `scenes`, `training.captions.rankings`.
+        said: fact -> its sentences.
+        general: sentences without images.
+        lessons: (instruction, outcome, outcome of the opposite).
+        taught: the teacher's embeddings of all sentences of `said` and `general`.
+        place: sentence -> row of `taught`.
+    """
+
+    scenes: Scenes
+    orders: list[tuple[tuple[tuple[str, str, int], ...], ...]]
+    said: dict[str, list[str]]
+    general: list[str]
+    lessons: list[tuple[str, str, str]]
+    taught: Tensor
+    place: dict[str, int]
 
 
 def cosine_rate(step: int, total: int, warm: int) -> float:
@@ -297,20 +361,27 @@ def pretrain(config: Config) -> None:
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
     config.work.mkdir(parents=True, exist_ok=True)
 
-    said = {fact: split_sentences(fact)[0] for fact in scenes.facts}
+    orders = [rankings(task) for task in tasks]
+    known = [*scenes.facts, *(fact for each in orders for kind in each for fact, *_ in kind)]
+    said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(known)}
     for fact in {f"state:{WORDS[task].end[0]}" for task in config.stand_ins}:
         if fact in said and not any(fact == f"state:{WORDS[task].end[0]}" for task in tasks):
             # Nobody has asked for a stand-in's goal, as nobody has asked for a held-out task's.
             said[fact] = [s for s in said[fact] if s.startswith(("the ", "a ", "an "))]
     captions = sorted({s for each in said.values() for s in each})
-    if held := [s for s in captions if is_held_out(s)]:
-        raise ValueError(f"captions say what a held-out task asks for: {held}")
+    taught_lessons = lessons(50_000, config.seed)
+    if held := [s for s in (*captions, *(asked for asked, *_ in taught_lessons)) if is_held_out(s)]:
+        raise ValueError(f"training text says what a held-out task asks for: {held}")
     teacher = Teacher()
     general = instructions(20_000, config.seed) + words(12_000, config.seed, teacher.vocabulary[2000:20_000])
     tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
+    if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
+    tokenizer.save_pretrained(config.work / "tokenizer")
     corpus = captions * max(1, 10_000 // len(captions)) + general
     taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
+    material = Material(scenes, orders, said, general, taught_lessons, taught, place)
 
     model = make_model(config, tokenizer, origin, teacher)
     patches = (config.image_size // config.patch_size) ** 2
@@ -334,7 +405,8 @@ def pretrain(config: Config) -> None:
     )
     state = config.work / "state.safetensors"
     step = load_state(state, modules, first, second) if config.resume else 0
-    total = config.text_steps + config.steps
+    ordering = config.text_steps + config.steps  # the first step of the third stage
+    total = ordering + config.order_steps
     began, shown = time.monotonic(), {}
     bar = tqdm(initial=step, total=total, mininterval=5, unit="step")
     with stop_on_interrupt() as stop:
@@ -349,9 +421,13 @@ def pretrain(config: Config) -> None:
                 parts = {"text": loss}
             else:
                 optimizer = second
-                rate = config.learning_rate * cosine_rate(step - config.text_steps, config.steps, 200)
-                parts = step_losses(config, scenes, said, general, taught, place, modules, tokenizer, rng)
-                loss = parts["caption"] + parts["state"] + parts["points"] + 0.5 * parts["text"]
+                if step < ordering:
+                    rate = config.learning_rate * cosine_rate(step - config.text_steps, config.steps, 200)
+                else:
+                    peak = config.learning_rate * config.order_rate
+                    rate = peak * cosine_rate(step - ordering, config.order_steps, 100)
+                parts = step_losses(config, material, modules, tokenizer, rng, ordered=step >= ordering)
+                loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
             if not torch.isfinite(loss):
                 raise ValueError(f"the loss is {loss.item()} at step {step}; lower --learning-rate")
             for group in optimizer.param_groups:
@@ -377,27 +453,51 @@ def pretrain(config: Config) -> None:
 
 def step_losses(
     config: Config,
-    scenes: Scenes,
-    said: dict[str, list[str]],
-    general: list[str],
-    taught: Tensor,
-    place: dict[str, int],
+    material: Material,
     modules: nn.ModuleDict,
     tokenizer: PreTrainedTokenizerFast,
     rng: np.random.Generator,
+    *,
+    ordered: bool,
 ) -> dict[str, Tensor]:
-    """The second stage's losses of one batch: images, half as many captions, some general sentences."""
+    """The losses of one batch of the second stage or, `ordered`, of the third, by the names of WEIGHTS.
+
+    Images, half as many captions, some general sentences; in the third stage also two sentences for each
+    task of the batch whose images they order, and as many lessons.
+    """
     model: Any = modules["model"]
     heads: Any = modules["heads"]
-    rows = np.sort(rng.integers(0, len(scenes), config.batch))
+    scenes, said, choose = material.scenes, material.said, rng.choice
+    ranked: list[tuple[int, str, np.ndarray, float]] = []
+    if ordered:
+        count = config.batch // config.group
+        drawn = choose(len(scenes.rows), count, replace=count > len(scenes.rows))
+        rows = np.concatenate([choose(scenes.rows[task], config.group, replace=False) for task in drawn])
+        for g, task in enumerate(drawn):
+            for kind in material.orders[task]:
+                fact, name, sign = kind[rng.integers(len(kind))]
+                values = sign * scenes.state[rows.reshape(count, -1)[g], STATE.index(name)]
+                ranked.append((g, str(choose(said[fact])), values, GAPS[name]))
+    else:
+        rows = np.sort(rng.integers(0, len(scenes), config.batch))
     # Half of the captions are true of some image of the batch, half are false of one of the same scene.
     facts = []
     for i, row in enumerate(rows[::2]):
         pool = np.flatnonzero(scenes.known[row] > 0) if i % 2 else scenes.own_false(row)
         if len(pool):
-            facts.append(int(rng.choice(pool)))
-    texts = [str(rng.choice(said[scenes.facts[fact]])) for fact in facts]
-    extra = [general[i] for i in rng.integers(0, len(general), config.batch // 4)]
+            facts.append(int(choose(pool)))
+    texts = [str(choose(said[scenes.facts[fact]])) for fact in facts]
+    extra = [material.general[i] for i in rng.integers(0, len(material.general), config.batch // 4)]
+    lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 3)
+    asked, done, undone = (
+        zip(*(material.lessons[i] for i in lesson_rows), strict=True) if ranked else ((),) * 3
+    )
+    kinds = {
+        "caption": texts,
+        "general": extra,
+        "order": [sentence for _, sentence, _, _ in ranked],
+        "lesson": [*asked, *done, *undone],
+    }
     frames = preprocess(shifted(scenes.frames[rows], rng), size=config.image_size, mean=MEAN, std=STD)
     contrast, light = (
         torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
@@ -405,19 +505,31 @@ def step_losses(
     )
     with torch.autocast("cpu", torch.bfloat16):
         patches, pooled = image_features(model, frames * contrast + light)
-        text = text_features(model, tokenizer, texts + extra, config.text_length)
+        text = text_features(
+            model, tokenizer, [s for kind in kinds.values() for s in kind], config.text_length
+        )
         points = heads.points(patches)
         state = heads.state(pooled).float()
-        wide = modules["widen"](text).float()
-    mentioned = F.normalize(text[: len(texts)], dim=-1)
-    logits = F.normalize(pooled, dim=-1) @ mentioned.T * model.logit_scale.exp() + model.logit_bias
+        imitated = text[: len(texts) + len(extra)]
+        wide = modules["widen"](imitated).float()
+    unit = dict(
+        zip(kinds, F.normalize(text, dim=-1).split([len(kind) for kind in kinds.values()]), strict=True)
+    )
+    images, scale = F.normalize(pooled, dim=-1), model.logit_scale.exp()
     labels = torch.from_numpy(scenes.known[rows][:, facts].astype(np.float32))
-    return {
-        "caption": sigmoid_loss(logits, labels),
+    losses = {
+        "caption": sigmoid_loss(images @ unit["caption"].T * scale + model.logit_bias, labels),
         "state": masked_huber(state, torch.from_numpy(scenes.state[rows])),
-        "points": 2 * masked_huber(points, torch.from_numpy(scenes.points[rows])),
-        "text": distillation(text, wide, taught[[place[s] for s in texts + extra]]),
+        "points": masked_huber(points, torch.from_numpy(scenes.points[rows])),
+        "text": distillation(imitated, wide, material.taught[[material.place[s] for s in texts + extra]]),
     }
+    if ordered:
+        own = images.reshape(-1, config.group, images.shape[1])[[g for g, *_ in ranked]]  # [R, G, D]
+        values = torch.from_numpy(np.stack([values for _, _, values, _ in ranked]))
+        gaps = torch.tensor([gap for *_, gap in ranked])
+        losses["order"] = order_loss((own @ unit["order"][..., None])[..., 0], values, gaps)
+        losses["lesson"] = lesson_loss(*unit["lesson"].chunk(3))
+    return losses
 
 
 # --------------------------------------------------------------------------------------------- files

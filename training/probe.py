@@ -1,11 +1,14 @@
 """What the embedded backbone knows of images and language that it never saw.
 
     python -m training.scenes --output out/probe-scenes --rounds 1 --episodes 4 --seed 1
-    python -m training.probe --backbone siglip2-tiny --scenes out/probe-scenes
+    python -m training.probe --checkpoint siglip2-tiny --scenes out/probe-scenes
 
 Retrieval: each image of fresh scenes against ten captions of its own scene, one true and nine false, in
 paraphrases that pretraining left out; chance is 10 %. Language: Spearman correlation between the student's and
-the teacher's similarities over pairs of sentences that neither of them was trained on here.
+the teacher's similarities over pairs of sentences that neither of them was trained on here. Lessons: how
+often an instruction about a thing that no lesson spoke of lies nearer to its outcome than to the contrary;
+chance is 50 %. Demonstrations: multi-view VOC under a task's own sentence and under its opposite's, and how
+often the right sentence of ten scores highest at the end; chance is 10 %. `--checkpoint` may be an adapter.
 """
 
 import json
@@ -15,22 +18,27 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from eval.metrics import spearman
+from eval.metrics import spearman, top1_of_k, voc
 from training.captions import sentences
-from training.language import Teacher, instructions
+from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.pretrain import Scenes, split_sentences
+from vlm_reward.frame_cache import cached
 from vlm_reward.reward_model import RewardModel
-from vlm_reward.tasks import train_tasks
+from vlm_reward.tasks import OPPOSITES, instruction, train_tasks
 
 
 @dataclass(frozen=True)
 class Config:
     """Probe a backbone on unseen captions, images and sentences."""
 
-    backbone: str = "siglip2-tiny"
-    """A folder or a name under checkpoints/."""
-    scenes: Path = Path("out/probe-scenes")
-    """Shards rendered with another seed than the training ones."""
+    checkpoint: str = "siglip2-tiny"
+    """A backbone or an adapter: a folder or a name under checkpoints/."""
+    dataset: str = "vlm-reward/demos-paper-v0"
+    """Minari id of demonstrations of the training tasks."""
+    stand_ins: tuple[str, ...] | None = None
+    """Tasks to report apart; those left out of pretraining when not given."""
+    scenes: Path | None = None
+    """Shards rendered with another seed than the training ones, for the retrieval."""
     candidates: int = 10
     """Captions an image is compared with."""
     pairs: int = 2000
@@ -67,19 +75,56 @@ def language(model: RewardModel, pairs: int, seed: int) -> float:
     return spearman(*((e[index[:, 0]] * e[index[:, 1]]).sum(1) for e in (student, teacher)))
 
 
+def lesson_accuracy(model: RewardModel, count: int, seed: int) -> float:
+    """Share of lessons about untaught nouns whose outcome is nearer than its contrary."""
+    asked, done, undone = (
+        model.embed_text(list(each)) for each in zip(*lessons(count, seed + 1, UNTAUGHT), strict=True)
+    )
+    return float(((asked * done).sum(1) > (asked * undone).sum(1)).mean())
+
+
+def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int) -> dict[str, float]:
+    """Means over the expert trajectories of `tasks`: VOC, VOC under the opposite sentence, right of ten."""
+    cache = cached(dataset, model.encoder.image_size, expect=model.camera_spec)
+    found: dict[str, list[float]] = {"VOC": [], "opposites: VOC": [], "opposites: VOC, opposite": []}
+    last, rng = [], np.random.default_rng(seed)
+    everything = sorted({instruction(task) for task in train_tasks()})
+    for episode in cache.episodes:
+        if episode.task not in tasks or episode.kind != "expert":
+            continue
+        opposite = [b for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == episode.task]
+        wrong = rng.choice([s for s in everything if s != episode.instruction], 9, replace=False)
+        said = [episode.instruction, *wrong, *(instruction(task) for task in opposite)]
+        scores = (model.embed(cache.frames[episode.rows]) @ model.embed_text(said).T).mean(1)  # [T, 10 or 11]
+        found["VOC"].append(voc(scores[:, 0]))
+        last.append(scores[-1, :10])
+        if opposite:
+            found["opposites: VOC"].append(voc(scores[:, 0]))
+            found["opposites: VOC, opposite"].append(voc(scores[:, 10]))
+    means = {name: 100 * float(np.mean(values)) for name, values in found.items() if values}
+    return means | {"right of 10": 100 * float(top1_of_k(np.array(last)).mean())}
+
+
 def main(config: Config) -> None:
     """Print the figures as one JSON object."""
-    model = RewardModel.from_pretrained(config.backbone)
-    unseen = json.loads((Path(model.encoder.name) / "pretraining.json").read_text())["stand_ins"]
-    figures = {}
+    model = RewardModel.from_pretrained(config.checkpoint)
+    unseen = config.stand_ins
+    if unseen is None:
+        unseen = json.loads((Path(model.encoder.name) / "pretraining.json").read_text())["stand_ins"]
+    figures: dict[str, float] = {}
     for name, tasks in (
         ("seen tasks", [t for t in train_tasks() if t not in unseen]),
         ("stand-ins", list(unseen)),
     ):
-        if tasks:
+        if not tasks:
+            continue
+        for what, value in demonstrations(model, config.dataset, tasks, config.seed).items():
+            figures[f"{what}, {name}, %"] = round(value, 1)
+        if config.scenes is not None:
             right = retrieval(model, Scenes(config.scenes, tasks), config.candidates, config.seed)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)
+    figures["lessons, untaught things, %"] = round(100 * lesson_accuracy(model, 1000, config.seed), 1)
     figures["chance, %"] = 100 / config.candidates
     figures["similarity to the teacher's, spearman"] = round(language(model, config.pairs, config.seed), 3)
     print(json.dumps(figures, indent=1))

@@ -12,19 +12,16 @@ sentence once -> the objective -> LoRA. Every draw is a function of (seed, epoch
 stopped goes on to the same weights, and several processes agree on a batch without talking.
 """
 
-import ctypes
 import json
 import math
 import os
 import platform
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from eval.metrics import voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
+from vlm_reward._jobs import keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
 from vlm_reward.preprocess import preprocess
@@ -442,45 +440,6 @@ def forward_dtype(config: TrainConfig, accelerator: Accelerator) -> torch.dtype:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else auto_dtype(accelerator.device)
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for itself.
-
-    Each step frees and allocates the same few hundred megabytes. By default glibc hands large blocks back
-    to the kernel, which zeroes them page by page when they return. The same as starting with
-    MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high. Nothing happens with
-    another C library.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
-    libc = ctypes.CDLL(None)
-    for parameter, size in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-        libc.mallopt(parameter, size)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C (or SIGTERM) was pressed since. The second one interrupts at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set  # Python delivers signals to the main thread alone
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def press(number: int, _: object) -> None:
-        pressed.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in signals:
-        signal.signal(number, press)
-    try:
-        yield pressed.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def diverged(
     config: TrainConfig, hyper: dict[str, Any], step: int, loss: float, norm: float, state_file: Path
 ) -> str:
@@ -566,19 +525,6 @@ def remove_run(folder: Path) -> None:
     for name in (*names, "adapter_model.safetensors", "README.md"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Yields a path beside `file` that takes its place if the block ends well; else `file` stays."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield fresh
-        os.replace(fresh, file)
-    except (SafetensorError, OSError) as error:  # safetensors has an error of its own for a full disk
-        raise OSError(f"could not write {file} ({error}); what was saved before is unchanged") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def write_log(

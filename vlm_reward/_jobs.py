@@ -1,0 +1,64 @@
+"""What every long job needs: a clean stop, files that are whole or as before, memory that stays fast."""
+
+import ctypes
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C (or SIGTERM) was pressed since. The second one interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # Python delivers signals to the main thread alone
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def press(number: int, _: object) -> None:
+        pressed.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in signals:
+        signal.signal(number, press)
+    try:
+        yield pressed.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yields a path beside `file` that takes its place if the block ends well; else `file` stays."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield fresh
+        os.replace(fresh, file)
+    except (SafetensorError, OSError) as error:  # safetensors has an error of its own for a full disk
+        raise OSError(f"could not write {file} ({error}); what was saved before is unchanged") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for itself.
+
+    Each step frees and allocates the same few hundred megabytes. By default glibc hands large blocks back
+    to the kernel, which zeroes them page by page when they return. The same as starting with
+    MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high. Nothing happens with
+    another C library.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
+    libc = ctypes.CDLL(None)
+    for parameter, size in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+        libc.mallopt(parameter, size)
