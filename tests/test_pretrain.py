@@ -187,7 +187,7 @@ def test_order_loss_by_hand():
     scores, nan = torch.tensor([[0.2, 0.5, 0.9]]), float("nan")
     loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, nan]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx(1.701413, abs=1e-5)
-    assert pretrain.order_loss(scores, torch.tensor([[1.0, 0.95, 0.9]]), torch.tensor([0.1])).item() == 0
+    assert pretrain.order_loss(scores, torch.tensor([[1.0, 0.95, 0.9]]), torch.tensor([0.2])).item() == 0
     # Both pairs that differ: (0 over 1) as above, (0 over 2): log(1 + e^(5 * .7)) = 3.529751.
     loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
