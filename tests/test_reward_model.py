@@ -127,6 +127,17 @@ def test_bfloat16_moves_scores_by_less_than_a_fiftieth_and_keeps_their_order(tin
     assert np.corrcoef(ranks, half_ranks)[0, 1] > 0.99
 
 
+def test_a_merged_adapter_is_kept_in_bfloat16_and_saved_as_it_was(tiny_adapter_dir, tmp_path):
+    model = RewardModel.from_pretrained(tiny_adapter_dir, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path / "again")
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tiny_adapter_dir, tmp_path / "again")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_auto_dtype_follows_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     for supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):

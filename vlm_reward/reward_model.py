@@ -102,7 +102,10 @@ class RewardModel:
         else:
             encoder = DualEncoder.from_pretrained(path_or_hub_id, revision=revision)
         encoder.requires_grad_(False).to(device).eval()
-        return cls(encoder, camera_spec=spec, metadata=metadata, dtype=dtype)
+        model = cls(encoder, camera_spec=spec, metadata=metadata, dtype=dtype)
+        if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
+            encoder.model.to(model.dtype)
+        return model
 
     def score(
         self, frames: np.ndarray | torch.Tensor, text: str | Sequence[str], batch_size: int | None = None
