@@ -1,4 +1,4 @@
-"""How much faster than the plain way: rendering, scoring, training, as ratios of one run on one machine.
+"""How much faster than the plain way: rendering, scoring, stepping, training, as ratios of one run.
 
     python -m eval.throughput                                    # about two minutes
     python -m eval.throughput --adapter siglip2-tiny/triplet --figures score
@@ -7,6 +7,10 @@
     score    RewardModel.score of 8 environments x 3 views in one call, against one frame at a time through
              the Hugging Face processor and the model in float32 with its LoRA unmerged. Frames are 224
              pixels wide; both ways encode the sentence once.
+    wrap     steps/s of VLMRewardWrapper, against step, render and score called by hand: its overhead.
+             With three views and the finetuned model, as the next.
+    vector   steps/s of VLMRewardVecEnv, 8 environments in processes of their own, against one wrapper, and
+             against 8 wrappers that score one by one, in float32 with the LoRA unmerged.
     train    `python -m training.train` with the triplet loss, against a loop that encodes each image and the
              sentence of each sample separately, in float32, with an AdamW step every 32 samples. A sample is
              a sentence, an earlier and a later frame. The paper's sampler draws new frames for each sample,
@@ -29,10 +33,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import minari
@@ -52,7 +57,9 @@ from vlm_reward.cameras import DEFAULT_SIZE, CameraRig, CameraSpec
 from vlm_reward.encoder import DualEncoder, locate
 from vlm_reward.envs import make_env
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.sb3 import VLMRewardVecEnv
 from vlm_reward.tasks import HELD_OUT, instruction, train_tasks
+from vlm_reward.wrappers import VLMRewardWrapper
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = HELD_OUT[0]
@@ -64,6 +71,9 @@ Measure = Callable[[], dict[str, float]]
 CPU = "items a second of processor time"
 
 
+Figures = Literal["render", "score", "wrap", "vector", "train"]
+
+
 @dataclass(frozen=True)
 class ThroughputConfig:
     """Measure the fast paths against the plain ones."""
@@ -72,12 +82,12 @@ class ThroughputConfig:
     """Dual encoder to score and train: a name under checkpoints/, a folder or a Hub id."""
     adapter: str | None = None
     """LoRA adapter of this backbone to score with; a fresh one of the default size when not given."""
-    figures: tuple[Literal["render", "score", "train"], ...] = ("render", "score", "train")
+    figures: tuple[Figures, ...] = get_args(Figures)
     """What to measure."""
     threads: int = 1
     """CPU threads of PyTorch and of software rendering."""
     seconds: float = 20.0
-    """Time for each of the three, at least; `turns` are made however long they take."""
+    """Time for each of them, at least; `turns` are made however long they take."""
     turns: int = 3
     """Turns of each way, at least."""
     train_steps: int = 8
@@ -92,7 +102,7 @@ class ThroughputConfig:
 
     def __post_init__(self) -> None:
         if not self.figures:
-            raise ValueError("nothing to measure: --figures needs one of render, score, train")
+            raise ValueError(f"nothing to measure: --figures needs one of {', '.join(get_args(Figures))}")
         for name, least in (("threads", 1), ("turns", 1), ("train_steps", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -141,7 +151,7 @@ def main(cfg: ThroughputConfig) -> dict[str, Any]:
     figures: list[Figure] = []
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vlm-reward-throughput-") as scratch:
-        if "score" in cfg.figures or "train" in cfg.figures:
+        if set(cfg.figures) - {"render"}:
             backbone, fresh = locate(cfg.backbone), Path(scratch) / "adapter"
             write_fresh_adapter(backbone, fresh)
         if "render" in cfg.figures:
@@ -149,6 +159,10 @@ def main(cfg: ThroughputConfig) -> dict[str, Any]:
         if "score" in cfg.figures:
             found, facts["score"] = score_figures(cfg, backbone, fresh)
             figures += found
+        if "wrap" in cfg.figures:
+            figures += wrap_figures(cfg, fresh)
+        if "vector" in cfg.figures:
+            figures += vector_figures(cfg, backbone, fresh)
         if "train" in cfg.figures:
             found, facts["train"] = train_figures(cfg, backbone, fresh, Path(scratch))
             figures += found
@@ -295,6 +309,92 @@ def score_figures(cfg: ThroughputConfig, backbone: Path, fresh: Path) -> tuple[l
         "largest_difference_of_scores": difference,
     }
     return [figure], facts
+
+
+def stepping(env: gym.Env, score: Callable[[], object] | None = None) -> Callable[[], None]:
+    """Steps with random actions, and resets where an episode ends; `score` is called after each of both."""
+    env.action_space.seed(0)
+    env.reset(seed=0)
+
+    def step() -> None:
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if score:
+            score()
+        if terminated or truncated:
+            env.reset()
+            if score:
+                score()
+
+    return step
+
+
+def wrap_figures(cfg: ThroughputConfig, fresh: Path) -> list[Figure]:
+    """Steps a second of the wrapper, and of what it cannot do without."""
+    model = RewardModel.from_pretrained(fresh if cfg.adapter is None else cfg.adapter)
+    spec = model.camera_spec or CameraSpec()
+    wrapped = VLMRewardWrapper(make_env(TASK, 0), model, cameras=spec)
+    bare, text = make_env(TASK, 0), instruction(TASK)
+    bare.reset()
+    rig = CameraRig(bare, spec)
+    try:
+        ways = {
+            "wrapper": rate(stepping(wrapped), 1, "steps/s", least=cfg.turn_seconds),
+            "bare": rate(
+                stepping(bare, lambda: model.score(rig.render()[None], text)),
+                1,
+                "steps/s",
+                least=cfg.turn_seconds,
+            ),
+        }
+        rates = take_turns(ways, cfg.seconds, cfg.turns)
+    finally:
+        wrapped.close()
+        rig.close()
+        bare.close()
+    return [compare("wrap", "steps/s", rates, "wrapper", "bare", 0.9)]
+
+
+def vector_figures(cfg: ThroughputConfig, backbone: Path, fresh: Path) -> list[Figure]:
+    """Steps a second, over all environments, of 8 in one forward, of one, and of 8 one by one."""
+    adapter = fresh if cfg.adapter is None else locate(cfg.adapter)
+    model = RewardModel.from_pretrained(adapter)
+    spec = model.camera_spec or CameraSpec()
+    plain = DualEncoder.from_pretrained(backbone)
+    plain.load_adapter(adapter)
+    slow = RewardModel(plain.requires_grad_(False).eval(), camera_spec=spec, dtype=torch.float32)
+    one = VLMRewardWrapper(make_env(TASK, 0), model, cameras=spec)
+    apart = [VLMRewardWrapper(make_env(TASK, seed), slow, cameras=spec) for seed in range(ENVIRONMENTS)]
+    venv = VLMRewardVecEnv.from_env_fns(
+        [partial(make_env, TASK, seed) for seed in range(ENVIRONMENTS)], model, cameras=spec
+    )
+    try:
+        venv.action_space.seed(0)
+        venv.reset()
+        steps = [stepping(env) for env in apart]
+
+        def together() -> None:
+            venv.step(np.stack([venv.action_space.sample() for _ in range(ENVIRONMENTS)]))
+
+        def one_by_one() -> None:
+            for step in steps:
+                step()
+
+        least = cfg.turn_seconds
+        ways = {
+            "vector": rate(together, ENVIRONMENTS, "steps/s", least=least),
+            "one": rate(stepping(one), 1, "steps/s", least=least),
+            "apart": rate(one_by_one, ENVIRONMENTS, "steps/s", least=least),
+        }
+        rates = take_turns(ways, cfg.seconds, cfg.turns)
+    finally:
+        venv.close()
+        for env in (one, *apart):
+            env.close()
+    figures = [
+        compare("vector/one", "steps/s", rates, "vector", "one", 1.5),
+        compare("vector/apart", "steps/s", rates, "vector", "apart", 2.5),
+    ]
+    return [replace(figure, cpu_ratio=None) for figure in figures]  # the workers' time is not in ours
 
 
 def train_figures(

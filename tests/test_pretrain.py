@@ -99,15 +99,37 @@ def test_each_task_orders_its_images_by_reward_and_by_state():
         assert first == ((f"instruction:{task}", "reward", 1),)
         assert {name for _, name, _ in hand} == {"hand_object"}
         for fact, name, sign in (*hand, *(each for kind in states for each in kind)):
-            assert name in scenes.STATE
+            assert name.removeprefix("asked ") in scenes.STATE
+            assert name in pretrain.GAPS
             assert sign in (-1, 1)
             assert sentences(fact)
     assert rankings("window-open-v3")[2] == (
         ("state:window=open", "fraction", 1),
         ("state:window=closed", "fraction", -1),
     )
+    assert rankings("window-open-v3")[3] == (
+        ("ask:window=open", "asked fraction", 1),
+        ("ask:window=closed", "asked fraction", -1),
+    )
     assert "close the window using the handle" in sentences("state:window=closed")
     assert sentences("instruction:sweep-v3") == ("sweep the object off the table",)
+
+
+def test_nobody_asks_for_what_a_held_out_task_wants():
+    assert "slide the window open slowly" in sentences("ask:window=open")
+    assert {"door=open", "drawer=open"}.isdisjoint(captions.ASKS)
+    assert not [s for key in captions.ASKS for s in sentences(f"ask:{key}") if is_held_out(s)]
+    assert len(rankings("door-close-v3")[3]) == len(rankings("drawer-close-v3")[3]) == 1
+
+
+def test_who_asks_for_a_state_wants_the_hand_there_too():
+    state = np.zeros((2, len(scenes.STATE)), np.float32)
+    state[:, scenes.STATE.index("fraction")] = (1.0, 0.25)
+    state[:, scenes.STATE.index("hand_object")] = (0.0, 0.5)  # there, and 10 cm off
+    assert pretrain.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
+    near = 0.5 * np.array([1, np.exp(-1)])
+    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx(near + (1, 0.25))
+    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx(near - (1, 0.25))
 
 
 @pytest.fixture(scope="module")

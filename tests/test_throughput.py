@@ -95,6 +95,22 @@ def test_fast_rendering_is_at_least_twice_as_fast(tmp_path: Path) -> None:
     assert 0 < figure["low"] <= figure["ratio"] <= figure["high"]
 
 
+def test_steps_of_the_wrappers_are_measured(
+    tmp_path: Path, tiny_backbone_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.throughput.ENVIRONMENTS", 2)
+    result = main(config(tmp_path, tiny_backbone_dir, figures=("wrap", "vector")))
+    figures = {figure["figure"]: figure for figure in result["figures"]}
+    assert {name: figure["target"] for name, figure in figures.items()} == {
+        "wrap": 0.9,
+        "vector/one": 1.5,
+        "vector/apart": 2.5,
+    }
+    # Of processor time, for both work in this process; much lower if frames were rendered or scored twice.
+    assert 0.6 < figures["wrap"]["cpu_ratio"] < 1.6
+    assert figures["vector/one"]["fast"] == figures["vector/apart"]["fast"] > 0
+
+
 def test_score_and_train_are_measured_and_written(
     tmp_path: Path, tiny_backbone_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from training.language import ways_to_ask
 from vlm_reward.tasks import instruction, train_tasks
 
 
@@ -314,6 +315,38 @@ WORDS: dict[str, Words] = {
     "coffee-pull-v3": Words(("mug", "cup"), "obj", _MUG_UNDER, _MUG_AWAY, "the goal"),
 }
 
+ASKS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
+    "window=open": ("open", False, ("window",)),
+    "window=closed": ("open", True, ("window",)),
+    "door=closed": ("open", True, ("door",)),
+    "drawer=closed": ("open", True, ("drawer",)),
+    "box=closed": ("open", True, ("box",)),
+    "box=open": ("open", False, ("box",)),
+    "faucet=on": ("on", False, ("faucet",)),
+    "faucet=off": ("on", True, ("faucet",)),
+    "lock=locked": ("lock", False, ("door",)),
+    "lock=unlocked": ("lock", True, ("door",)),
+    "handle=up": ("up", False, ("handle",)),
+    "handle=down": ("up", True, ("handle",)),
+    "coffee button=in": ("press", False, ("coffee machine button",)),
+    "dial=turned": ("turn", False, ("dial",)),
+    "nut=on peg": ("onto", False, ("nut", "peg")),
+    "nut=off peg": ("onto", True, ("nut", "peg")),
+    "puck=in net": ("in", False, ("puck", "net")),
+    "puck=outside net": ("in", True, ("puck", "net")),
+    "peg=in hole": ("in", False, ("peg", "hole")),
+    "peg=out of hole": ("in", True, ("peg", "hole")),
+    "ball=in basket": ("in", False, ("ball", "basket")),
+    "soccer=in": ("in", False, ("ball", "goal")),
+    "object=on shelf": ("onto", False, ("cube", "shelf")),
+    "object=out of hole": ("in", True, ("object", "hole")),
+    "object=swept into hole": ("in", False, ("object", "hole")),
+    "object=at goal": ("to", False, ("object", "goal")),
+    "mug=under machine": ("to", False, ("mug", "coffee machine")),
+    "mug=away from machine": ("to", True, ("mug", "coffee machine")),
+}
+"""State -> how to ask for it: `training.language.ways_to_ask`. Nobody asks for what a held-out task wants."""
+
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.8, 0.1, 0.1),
     "green": (0.2, 0.7, 0.2),
@@ -346,6 +379,8 @@ def sentences(fact: str) -> tuple[str, ...]:
         return _state_sentences()[rest]
     if kind == "instruction":
         return (instruction(rest),)
+    if kind == "ask":
+        return ways_to_ask(*ASKS[rest])
     if kind == "half":
         return tuple(
             f"the {noun} is {how}"
@@ -419,8 +454,9 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
     """Sentences that are more or less true, in groups: (fact, a number of the state vector, +1 or -1) each.
 
     First the fact `instruction:<task>`, the task's own sentence, which the simulator's reward orders; then
-    the hand's way to the object; then the states, which say and ask for both ends: `window=open` grows with
-    the fraction that the window is open, `window=closed` falls with it.
+    the hand's way to the object; then the states: `window=open` grows with the fraction that the window is
+    open, `window=closed` falls with it; then those who ask for a state, who also want the hand to be there
+    (numbers named `asked ...`).
     """
     words = WORDS[task]
     noun = "/".join(words.noun)
@@ -434,7 +470,12 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
         states = tuple(
             (fact, "object_goal", sign) for fact, sign in ((end, -1), (near, -1), (start, 1), (far, 1))
         )
-    return tuple(group for group in (((f"instruction:{task}", "reward", 1),), hand, states) if group)
+    asks = tuple(
+        (f"ask:{key}", f"asked {name}", sign)
+        for fact, name, sign in states
+        if (key := fact.removeprefix("state:")) in ASKS
+    )
+    return tuple(group for group in (((f"instruction:{task}", "reward", 1),), hand, states, asks) if group)
 
 
 def _has_place(task: str) -> bool:

@@ -333,82 +333,274 @@ def instructions(count: int, seed: int) -> list[str]:
     return said
 
 
-_OUTCOMES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        ("open {}", "pull {} open", "slide {} open", "open up {}"),
-        ("{} is open", "{} has been opened"),
-        ("close {}", "shut {}", "push {} shut"),
-        ("{} is closed", "{} is shut"),
+OUTCOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "open": (
+        (
+            "open {}",
+            "pull {} open",
+            "slide {} open",
+            "open up {}",
+        ),
+        (
+            "{} is open",
+            "{} has been opened",
+        ),
+        (
+            "close {}",
+            "shut {}",
+            "push {} shut",
+        ),
+        (
+            "{} is closed",
+            "{} is shut",
+        ),
     ),
-    (
-        ("turn on {}", "switch on {}", "turn {} on", "start {}"),
-        ("{} is on", "{} has been turned on"),
-        ("turn off {}", "switch off {}", "turn {} off", "stop {}"),
-        ("{} is off", "{} has been turned off"),
+    "on": (
+        (
+            "turn on {}",
+            "switch on {}",
+            "turn {} on",
+            "start {}",
+        ),
+        (
+            "{} is on",
+            "{} has been turned on",
+        ),
+        (
+            "turn off {}",
+            "switch off {}",
+            "turn {} off",
+            "stop {}",
+        ),
+        (
+            "{} is off",
+            "{} has been turned off",
+        ),
     ),
-    (("lock {}",), ("{} is locked",), ("unlock {}",), ("{} is unlocked",)),
-    (
-        ("lift {}", "raise {}", "pull {} up", "pick up {}"),
-        ("{} is up", "{} is raised", "{} is lifted"),
-        ("lower {}", "push {} down", "press {} down", "put {} down"),
-        ("{} is down", "{} is lowered"),
+    "lock": (
+        ("lock {}",),
+        ("{} is locked",),
+        ("unlock {}",),
+        ("{} is unlocked",),
     ),
-    (
-        ("press {}", "push {}", "push in {}", "push {} in"),
-        ("{} is pressed", "{} is pushed in"),
-        ("release {}", "let go of {}", "pull out {}"),
-        ("{} is not pressed", "{} sticks out", "{} is released"),
+    "up": (
+        (
+            "lift {}",
+            "raise {}",
+            "pull {} up",
+            "pick up {}",
+        ),
+        (
+            "{} is up",
+            "{} is raised",
+            "{} is lifted",
+        ),
+        (
+            "lower {}",
+            "push {} down",
+            "press {} down",
+            "put {} down",
+        ),
+        (
+            "{} is down",
+            "{} is lowered",
+        ),
     ),
-    (
-        ("turn {}", "rotate {}", "twist {}", "spin {}"),
-        ("{} is turned", "{} is rotated"),
-        ("leave {} as it is", "do not turn {}", "turn {} back"),
-        ("{} has not been turned", "{} is in its first position"),
+    "press": (
+        (
+            "press {}",
+            "push {}",
+            "push in {}",
+            "push {} in",
+        ),
+        (
+            "{} is pressed",
+            "{} is pushed in",
+        ),
+        (
+            "release {}",
+            "let go of {}",
+            "pull out {}",
+        ),
+        (
+            "{} is not pressed",
+            "{} sticks out",
+            "{} is released",
+        ),
     ),
-    (("fill {}",), ("{} is full",), ("empty {}",), ("{} is empty",)),
-    (
-        ("plug in {}", "plug {} in"),
+    "turn": (
+        (
+            "turn {}",
+            "rotate {}",
+            "twist {}",
+            "spin {}",
+        ),
+        (
+            "{} is turned",
+            "{} is rotated",
+        ),
+        (
+            "leave {} as it is",
+            "do not turn {}",
+            "turn {} back",
+        ),
+        (
+            "{} has not been turned",
+            "{} is in its first position",
+        ),
+    ),
+    "full": (
+        ("fill {}",),
+        ("{} is full",),
+        ("empty {}",),
+        ("{} is empty",),
+    ),
+    "plug": (
+        (
+            "plug in {}",
+            "plug {} in",
+        ),
         ("{} is plugged in",),
-        ("unplug {}", "pull {} out"),
-        ("{} is unplugged", "{} is pulled out"),
+        (
+            "unplug {}",
+            "pull {} out",
+        ),
+        (
+            "{} is unplugged",
+            "{} is pulled out",
+        ),
     ),
-    (
-        ("put {} into {}", "insert {} into {}", "place {} in {}", "push {} into {}", "drop {} into {}"),
-        ("{} is in {}", "{} is inside {}"),
-        ("take {} out of {}", "pull {} out of {}", "get {} from {}", "pick {} out of {}"),
-        ("{} is out of {}", "{} is not in {}", "{} is outside {}"),
+    "in": (
+        (
+            "put {} into {}",
+            "insert {} into {}",
+            "place {} in {}",
+            "push {} into {}",
+            "drop {} into {}",
+        ),
+        (
+            "{} is in {}",
+            "{} is inside {}",
+        ),
+        (
+            "take {} out of {}",
+            "pull {} out of {}",
+            "get {} from {}",
+            "pick {} out of {}",
+        ),
+        (
+            "{} is out of {}",
+            "{} is not in {}",
+            "{} is outside {}",
+        ),
     ),
-    (
-        ("put {} on {}", "place {} onto {}", "stack {} on {}", "hang {} on {}"),
-        ("{} is on {}", "{} sits on {}"),
-        ("take {} off {}", "lift {} off {}", "remove {} from {}"),
-        ("{} is off {}", "{} is not on {}"),
+    "onto": (
+        (
+            "put {} on {}",
+            "place {} onto {}",
+            "stack {} on {}",
+            "hang {} on {}",
+        ),
+        (
+            "{} is on {}",
+            "{} sits on {}",
+        ),
+        (
+            "take {} off {}",
+            "lift {} off {}",
+            "remove {} from {}",
+        ),
+        (
+            "{} is off {}",
+            "{} is not on {}",
+        ),
     ),
-    (
-        ("push {} to {}", "bring {} to {}", "slide {} to {}", "move {} to {}", "pull {} to {}"),
-        ("{} is at {}", "{} is near {}", "{} has reached {}"),
-        ("move {} away from {}", "pull {} away from {}", "push {} away from {}"),
-        ("{} is far from {}", "{} is away from {}"),
+    "to": (
+        (
+            "push {} to {}",
+            "bring {} to {}",
+            "slide {} to {}",
+            "move {} to {}",
+            "pull {} to {}",
+        ),
+        (
+            "{} is at {}",
+            "{} is near {}",
+            "{} has reached {}",
+        ),
+        (
+            "move {} away from {}",
+            "pull {} away from {}",
+            "push {} away from {}",
+        ),
+        (
+            "{} is far from {}",
+            "{} is away from {}",
+        ),
     ),
-    (
-        ("reach {}", "touch {}", "move the gripper to {}", "go to {}"),
-        ("the gripper is at {}", "the robot hand has reached {}", "the gripper is near {}"),
-        ("move away from {}", "stay away from {}"),
-        ("the gripper is far from {}", "the robot hand is away from {}"),
+    "reach": (
+        (
+            "reach {}",
+            "touch {}",
+            "move the gripper to {}",
+            "go to {}",
+        ),
+        (
+            "the gripper is at {}",
+            "the robot hand has reached {}",
+            "the gripper is near {}",
+        ),
+        (
+            "move away from {}",
+            "stay away from {}",
+        ),
+        (
+            "the gripper is far from {}",
+            "the robot hand is away from {}",
+        ),
     ),
-    (
-        ("grasp {}", "grab {}", "hold {}", "take {}"),
-        ("the gripper holds {}", "the robot hand has grasped {}"),
-        ("release {}", "let go of {}", "drop {}"),
-        ("the gripper does not hold {}", "the robot hand has let go of {}"),
+    "grasp": (
+        (
+            "grasp {}",
+            "grab {}",
+            "hold {}",
+            "take {}",
+        ),
+        (
+            "the gripper holds {}",
+            "the robot hand has grasped {}",
+        ),
+        (
+            "release {}",
+            "let go of {}",
+            "drop {}",
+        ),
+        (
+            "the gripper does not hold {}",
+            "the robot hand has let go of {}",
+        ),
     ),
-)
+}
+"""Ways to ask, what holds then, ways to ask for the opposite, what holds then; {} are things."""
+
 _TAILS = (
     *("by its handle", "with the robot hand", "using the gripper", "slowly", "with a hinge", "on the table"),
     *("by 90 degrees", "on the left", "on the wall", "in the kitchen", "with two fingers", "and stop"),
 )
 UNTAUGHT = ("cabinet", "microwave", "laptop", "jar", "lamp", "switch", "oven", "bottle")
 """Nouns of which no lesson speaks: lessons are probed with them."""
+
+
+def ways_to_ask(outcome: str, opposite: bool, things: tuple[str, ...]) -> tuple[str, ...]:
+    """Instructions for one of OUTCOMES, or for its opposite, with and without a tail; none a held-out task's.
+
+    >>> ways_to_ask("open", True, ("window",))[:2]
+    ('close the window', 'close the window by its handle')
+    """
+    asked = OUTCOMES[outcome][2 if opposite else 0]
+    said = [way.format(*(f"the {thing}" for thing in things)) for way in asked]
+    tails = ("", *(f" {tail}" for tail in _TAILS[:5]))
+    return tuple(each for one in said for tail in tails if not is_held_out(each := one + tail))
 
 
 def lessons(
@@ -422,7 +614,7 @@ def lessons(
     rng = np.random.default_rng(seed)
     taught: list[tuple[str, str, str]] = []
     while len(taught) < count:
-        group = _OUTCOMES[int(rng.integers(len(_OUTCOMES)))]
+        group = OUTCOMES[str(rng.choice(list(OUTCOMES)))]
         do, done, _, undone = group if rng.random() < 0.5 else (*group[2:], *group[:2])
         things = [
             f"the {rng.choice(_ADJECTIVES) + ' ' if rng.random() < 0.3 else ''}{noun}"

@@ -82,7 +82,7 @@ class Config:
     """Sentences a step of the first stage."""
     steps: int = 3400
     """Steps of the second stage."""
-    order_steps: int = 2200
+    order_steps: int = 3000
     """Steps of the third stage."""
     order_rate: float = 0.6
     """Peak learning rate of the third stage, as a share of the second's."""
@@ -214,13 +214,13 @@ def make_model(
             },
         )
     )
-    known = torch.tensor([i for i in origin if i >= 0])
-    table = teacher.word_embeddings[known]
-    axes = torch.pca_lowrank(table, config.width, center=False)[2]
+    known = torch.tensor([i for i in origin if i >= 0], dtype=torch.long)
     with torch.no_grad():
-        start = table @ axes
-        embedding = model.text_model.embeddings.token_embedding.weight
-        embedding[torch.tensor(origin) >= 0] = start * (0.05 / start.std())
+        if len(known):
+            table = teacher.word_embeddings[known]
+            start = table @ torch.pca_lowrank(table, config.width, center=False)[2]
+            embedding = model.text_model.embeddings.token_embedding.weight
+            embedding[torch.tensor(origin) >= 0] = start * (0.05 / start.std())
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-4.0)
     return model
@@ -317,7 +317,20 @@ def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0
 WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 1.0, "lesson": 0.25}
 """Of the losses of the second and third stage."""
 GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
-"""Numbers of the state vector that differ by less are not ordered (0.1 of reward; 3 cm)."""
+GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
+"""Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
+
+
+def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
+    """How true a sentence of `training.captions.rankings` is of some states [N, len(STATE)]: [N].
+
+    Who asks for a state wants the hand to be there too: half as much as the state's whole way.
+    """
+    base = sign * state[:, STATE.index(name.removeprefix("asked "))]
+    if not name.startswith("asked "):
+        return base
+    whole = 1.0 if name == "asked fraction" else 1.5  # of a mechanism; 30 cm for an object
+    return base / whole + 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
 
 
 @dataclass(frozen=True)
@@ -368,6 +381,11 @@ def pretrain(config: Config) -> None:
         if fact in said and not any(fact == f"state:{WORDS[task].end[0]}" for task in tasks):
             # Nobody has asked for a stand-in's goal, as nobody has asked for a held-out task's.
             said[fact] = [s for s in said[fact] if s.startswith(("the ", "a ", "an "))]
+            said.pop(f"ask:{fact.removeprefix('state:')}", None)
+    orders = [
+        tuple(kept for kind in each if (kept := tuple(one for one in kind if one[0] in said)))
+        for each in orders
+    ]
     captions = sorted({s for each in said.values() for s in each})
     taught_lessons = lessons(50_000, config.seed)
     if held := [s for s in (*captions, *(asked for asked, *_ in taught_lessons)) if is_held_out(s)]:
@@ -377,6 +395,7 @@ def pretrain(config: Config) -> None:
     tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
+        origin = [-1] * len(tokenizer)  # what the word embeddings started from does not matter any more
     tokenizer.save_pretrained(config.work / "tokenizer")
     corpus = captions * max(1, 10_000 // len(captions)) + general
     taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
@@ -476,7 +495,7 @@ def step_losses(
         for g, task in enumerate(drawn):
             for kind in material.orders[task]:
                 fact, name, sign = kind[rng.integers(len(kind))]
-                values = sign * scenes.state[rows.reshape(count, -1)[g], STATE.index(name)]
+                values = measured(scenes.state[rows.reshape(count, -1)[g]], name, sign)
                 ranked.append((g, str(choose(said[fact])), values, GAPS[name]))
     else:
         rows = np.sort(rng.integers(0, len(scenes), config.batch))
@@ -488,7 +507,7 @@ def step_losses(
             facts.append(int(choose(pool)))
     texts = [str(choose(said[scenes.facts[fact]])) for fact in facts]
     extra = [material.general[i] for i in rng.integers(0, len(material.general), config.batch // 4)]
-    lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 3)
+    lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 4)
     asked, done, undone = (
         zip(*(material.lessons[i] for i in lesson_rows), strict=True) if ranked else ((),) * 3
     )
