@@ -128,8 +128,8 @@ def test_who_asks_for_a_state_wants_the_hand_there_too():
     state[:, scenes.STATE.index("hand_object")] = (0.0, 0.5)  # there, and 10 cm off
     assert pretrain.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
     near = 0.5 * np.array([1, np.exp(-1)])
-    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx(near + (1, 0.25))
-    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx(near - (1, 0.25))
+    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx(near + np.array([1, 0.25]))
+    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx(near - np.array([1, 0.25]))
 
 
 @pytest.fixture(scope="module")

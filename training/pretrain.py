@@ -612,7 +612,8 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
     tokenizer.save_pretrained(partial)
     side = {"height": config.image_size, "width": config.image_size}
     SiglipImageProcessorPil(size=side, resample=2, image_mean=MEAN, image_std=STD).save_pretrained(partial)
-    facts = asdict(config) | {
+    here = ("scenes", "output", "overwrite", "work", "threads", "save_every", "max_seconds", "resume")
+    facts = {key: value for key, value in asdict(config).items() if key not in here} | {
         "steps_done": steps,
         "train_tasks": [t for t in train_tasks() if t not in config.stand_ins],
     }
