@@ -547,7 +547,8 @@ def step_losses(
         values = torch.from_numpy(np.stack([values for _, _, values, _ in ranked]))
         gaps = torch.tensor([gap for *_, gap in ranked])
         losses["order"] = order_loss((own @ unit["order"][..., None])[..., 0], values, gaps)
-        losses["lesson"] = lesson_loss(*unit["lesson"].chunk(3))
+        one, two, three = unit["lesson"].chunk(3)
+        losses["lesson"] = lesson_loss(one, two, three)
     return losses
 
 
