@@ -358,6 +358,15 @@ def test_jitter_of_a_frame_depends_on_its_place_alone_and_stays_small() -> None:
         assert (frame > 0).sum() == 300
 
 
+@pytest.fixture
+def interruptible():
+    """Jobs in the background of a shell start with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_second_ctrl_c_interrupts_at_once_and_the_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_interrupt() as stop:
