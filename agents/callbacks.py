@@ -1,7 +1,6 @@
 """What is written down and shown while an agent learns, and the alarm for a reward that is being hacked."""
 
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from agents.config import AgentConfig
+from vlm_reward._jobs import BAR_SECONDS
 
 SOLVED = 0.8
 """From this success rate on there is little left to rise, and nothing is called hacked."""
@@ -93,7 +93,7 @@ class EpisodeLog(BaseCallback):
             initial=step,
             desc=f"{config.algo} {config.task}",
             unit="step",
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file gets a line now and then
+            mininterval=BAR_SECONDS,
         )
 
     def _on_step(self) -> bool:

@@ -15,11 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import av
 import gymnasium as gym
 import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
@@ -29,13 +27,13 @@ from agents.config import AgentConfig
 from agents.environments import make_task_env
 from agents.rewards import load_scorer, shaping
 from eval.metrics import spearman
-from vlm_reward._jobs import replacing
+from vlm_reward._film import write_film
+from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.wrappers import Scorer, VLMRewardWrapper
 
 DURING_TRAINING, AT_THE_END = 1_000_000, 2_000_000
 """First seed of the episodes that choose the best agent, and of those that are reported."""
-FRAME_RATE = 20
 
 
 @dataclass(frozen=True)
@@ -146,14 +144,14 @@ def evaluate(
             spec = scorer.camera_spec if scorer and scorer.camera_spec else CameraSpec(("corner",))
             with CameraRig(env, spec) as rig:
                 episodes.append(run_episode(policy, env, seeds[0], rig.render))
-            write_film(video, episodes[0], f'"{config.sentence}"')
+            film(video, episodes[0], f'"{config.sentence}"')
         # quick without frames: a progress bar would only disturb that of a training
         waiting = tqdm(
             seeds[len(episodes) :],
             "evaluation",
             unit="episode",
             disable=scorer is None,
-            mininterval=0.1 if sys.stderr.isatty() else 30,
+            mininterval=BAR_SECONDS,
         )
         episodes += [run_episode(policy, env, seed) for seed in waiting]
     return summarise(episodes)
@@ -181,14 +179,10 @@ def write_row(file: Path, row: dict[str, Any]) -> None:
             fresh.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
 
 
-def write_film(path: Path, episode: Episode, title: str) -> None:
-    """An MP4 of an episode with frames: its views side by side, below them the reward with a cursor."""
+def film(path: Path, episode: Episode, title: str) -> None:
+    """An MP4 of an episode with frames, below them its rewards with a cursor."""
     assert episode.frames is not None
-    _, views, height, width, _ = episode.frames.shape
-    scale = -(-480 // (views * width))  # small frames are enlarged, so that the curve can be read
-    panel_width, panel_height = scale * views * width // 2 * 2, 240
-    figure = Figure(figsize=(panel_width / 100, panel_height / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = Figure(layout="constrained")
     ax = figure.add_subplot(xlabel="step", title=title)
     if episode.learned is None:
         ax.plot(episode.true, "C1")
@@ -201,18 +195,7 @@ def write_film(path: Path, episode: Episode, title: str) -> None:
         true.set_ylabel("true reward", color="C1")
     cursor = ax.axvline(0, color="black", linewidth=0.8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as fresh, av.open(str(fresh), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=FRAME_RATE, options={"crf": "20"})
-        stream.width, stream.height = panel_width, scale * height // 2 * 2 + panel_height
-        stream.pix_fmt = "yuv420p"
-        for step in range(0, len(episode.frames), 2):
-            cursor.set_xdata([step, step])
-            canvas.draw()
-            panel = np.asarray(canvas.buffer_rgba())[:panel_height, :panel_width, :3]
-            seen = np.concatenate(list(episode.frames[step].repeat(scale, 1).repeat(scale, 2)), axis=1)
-            picture = np.concatenate([seen[: scale * height // 2 * 2, :panel_width], panel])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
-        container.mux(stream.encode())
+    write_film(path, [episode.frames], figure, lambda _, step: cursor.set_xdata([step, step]))
 
 
 def main(options: EvaluateConfig) -> None:

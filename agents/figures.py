@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from agents.callbacks import read_lines
 from agents.config import AgentConfig
+from vlm_reward._jobs import replacing
 
 ROWS = {"success": "success", "env_return": "true return", "learned_return": "learned return (scaled)"}
 
@@ -80,7 +81,8 @@ def draw(config: FiguresConfig) -> None:
         axes[1, column].legend(frameon=False, fontsize=7)
         axes[-1, column].set_xlabel("environment steps")
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(config.out)
+    with replacing(config.out) as fresh:
+        figure.savefig(fresh, format=config.out.suffix[1:] or "png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ A run gives a file of transitions with new rewards, for `--buffer`. A Minari dat
 the first of an episode), `starts` and `lengths` int64 [episodes].
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from agents.config import AgentConfig, Transform
 from agents.replay import load_transitions, open_frames
 from agents.rewards import agent_reward, encoder_of, load_scorer, shaping
 from eval.metrics import spearman
-from vlm_reward._jobs import replacing
+from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.frame_cache import cached
 from vlm_reward.transforms import Transition
@@ -195,7 +194,7 @@ def score_all(scorer: Scorer, frames: np.ndarray, texts: Sequence[str]) -> np.nd
         range(0, len(frames), CHUNK),
         "scoring",
         unit=f"x{CHUNK} steps",
-        mininterval=0.1 if sys.stderr.isatty() else 30,
+        mininterval=BAR_SECONDS,
     )
     return np.concatenate([scorer.score(frames[i : i + CHUNK], texts[i : i + CHUNK]) for i in starts])
 

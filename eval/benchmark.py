@@ -50,17 +50,16 @@ from eval.metrics import (
     top1_of_k,
     voc,
 )
-from vlm_reward._jobs import replacing
+from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.encoder import locate, portable_name
 from vlm_reward.frame_cache import FrameCache, cached, load_dataset
 from vlm_reward.reward_model import RewardModel
-from vlm_reward.tasks import HELD_OUT, OPPOSITES, all_tasks, instruction
+from vlm_reward.tasks import HELD_OUT, all_tasks, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
 """(task, view, metric) -> what was measured, as a fraction."""
 
 CONTROLS = ("random", "constant", "oracle")
-SHOW = 0.1 if sys.stderr.isatty() else 30  # seconds between updates of the bar: a log file gets few
 CHUNK = 128  # timesteps read and embedded at once
 
 
@@ -269,7 +268,8 @@ def _score_model(
 
     def embed(cache: FrameCache, rows: np.ndarray, what: str) -> np.ndarray:
         parts = []
-        with tqdm(total=len(rows), desc=f"{name}: {what}", unit="step", leave=False, mininterval=SHOW) as bar:
+        bar = tqdm(total=len(rows), desc=f"{name}: {what}", unit="step", leave=False, mininterval=BAR_SECONDS)
+        with bar:
             for start in range(0, len(rows), CHUNK):
                 parts.append(model.embed(cache.frames[rows[start : start + CHUNK]]))
                 bar.update(len(parts[-1]))
@@ -292,8 +292,8 @@ def _score_model(
         for task in sorted({cache.episodes[i].task for i in episodes} - set(cfg.tasks)):
             chosen = Trajectories.of(cache, [i for i in episodes if cache.episodes[i].task == task])
             right = next(cache.episodes[i].instruction for i in episodes if cache.episodes[i].task == task)
-            opposites = [b for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == task]
-            sentences = (*ten_sentences(right, cfg.seed), *(instruction(other) for other in opposites))
+            other = opposite(task)
+            sentences = (*ten_sentences(right, cfg.seed), *([instruction(other)] if other else []))
             scores = embed(cache, chosen.rows, task) @ model.embed_text(list(sentences)).T
             listening |= _measure_opposites(cfg, task, chosen, scores)
         estimates |= listening | _averages(listening, "average_training")

@@ -11,15 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eval.figures import STYLES, frames_over_curves
 from eval.metrics import consistency, consistency_pairs, multi_view, voc
-from vlm_reward._jobs import replacing
+from vlm_reward._film import write_film
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import Kind, behaviour, make_env
 from vlm_reward.reward_model import RewardModel
@@ -27,7 +25,6 @@ from vlm_reward.tasks import HELD_OUT, instruction
 
 BEHAVIOURS: dict[str, Kind] = {"expert": "expert", "astray": "mixed", "random": "random"}
 STEPS = 120
-FRAME_RATE = 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def main(cfg: DemoConfig) -> None:
     print("  consistency, other two (chance 50)" + "".join(f"{value:11.1f}" for value in accuracies))
 
     cfg.out.mkdir(parents=True, exist_ok=True)
-    picture, film = cfg.out / f"{cfg.task}.png", cfg.out / f"{cfg.task}.mp4"
+    picture, video = cfg.out / f"{cfg.task}.png", cfg.out / f"{cfg.task}.mp4"
     strips = {name: np.linspace(0, len(frames[name]) - 1, 6).round().astype(int) for name in BEHAVIOURS}
     frames_over_curves(
         {name: frames[name][steps, 0] for name, steps in strips.items()},
@@ -103,8 +100,8 @@ def main(cfg: DemoConfig) -> None:
         title=f'"{sentence}"',
         ylabel="reward: mean score of the views",
     )
-    write_film(film, frames, {name: score[:, -1] for name, score in scores.items()}, sentence)
-    print(f"\npicture  {picture}\nfilm     {film}\n({time.perf_counter() - began:.0f} s)\n")
+    film(video, frames, {name: score[:, -1] for name, score in scores.items()}, sentence)
+    print(f"\npicture  {picture}\nfilm     {video}\n({time.perf_counter() - began:.0f} s)\n")
     print("Next: another sentence or task (python -m eval.demo --help), your own environment (README.md),")
     print("or train an adapter: python -m training.collect demos && python -m training.train --help")
 
@@ -118,41 +115,28 @@ def curve(scores: dict[str, np.ndarray], name: str) -> str:
     return "".join("▁▂▃▄▅▆▇█"[level] for level in levels.round().astype(int))
 
 
-def write_film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.ndarray], title: str) -> None:
-    """An MP4: the views side by side above the curves, a cursor at the step that is shown; one after another.
+def film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.ndarray], sentence: str) -> None:
+    """An MP4 of one rollout after another above all their curves, with a cursor.
 
     Args:
         path: the file to write.
         frames: label -> uint8 [T, V, H, W, 3].
         curves: label -> reward [T].
-        title: the sentence.
+        sentence: what was asked for.
     """
-    _, views, height, width, _ = next(iter(frames.values())).shape
-    scale = -(-480 // (views * width))  # small frames are enlarged, so that the curves can be read
-    panel_width, panel_height = scale * views * width // 2 * 2, max(224, scale * height)
-    figure = Figure(figsize=(panel_width / 100, panel_height / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    ax = figure.add_subplot(xlabel="step", ylabel="reward", title=f'"{title}"')
+    figure = Figure(layout="constrained")
+    ax = figure.add_subplot(xlabel="step", ylabel="reward", title=f'"{sentence}"')
     for (label, values), style in zip(curves.items(), STYLES, strict=False):
         ax.plot(values, label=label, linewidth=1.6, **style)  # pyright: ignore[reportArgumentType]
     ax.legend(frameon=False, fontsize=8)
     cursor, point = ax.axvline(0, color="black", linewidth=0.8), ax.plot(0, 0, "ko", markersize=5)[0]
-    with replacing(path) as fresh, av.open(str(fresh), "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=FRAME_RATE, options={"crf": "20"})
-        stream.width, stream.height = panel_width, scale * height + panel_height
-        stream.pix_fmt = "yuv420p"
-        for label, clip in frames.items():
-            for step in range(0, len(clip), 2):
-                cursor.set_xdata([step, step])
-                point.set_data([step], [curves[label][step]])
-                canvas.draw()
-                panel = np.asarray(canvas.buffer_rgba())[:panel_height, :panel_width, :3]
-                seen = np.concatenate(list(clip[step].repeat(scale, 1).repeat(scale, 2)), axis=1)
-                picture = np.concatenate([seen[:, :panel_width], panel])
-                container.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
-                )
-        container.mux(stream.encode())
+    drawn = [curves[label] for label in frames]
+
+    def point_at(number: int, step: int) -> None:
+        cursor.set_xdata([step, step])
+        point.set_data([step], [drawn[number][step]])
+
+    write_film(path, list(frames.values()), figure, point_at)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ LIBRARY = {
     "__init__": {"_rendering"},
     "_rendering": set(),
     "_jobs": set(),
+    "_film": {"_jobs"},
     "tasks": set(),
     "cameras": {"_rendering"},
     "preprocess": set(),
@@ -20,7 +21,7 @@ LIBRARY = {
     "transforms": set(),
     "encoder": {"preprocess"},  # for the name of a type
     "envs": {"tasks", "cameras"},
-    "frame_cache": {"cameras", "preprocess"},
+    "frame_cache": {"_jobs", "cameras", "preprocess"},
     "reward_model": {"cameras", "preprocess", "encoder", "similarity"},
     "wrappers": {"cameras", "envs", "reward_model", "tasks", "transforms"},
     "sb3": {"cameras", "envs", "reward_model", "tasks", "transforms", "wrappers"},

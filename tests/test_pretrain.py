@@ -283,6 +283,11 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     with pytest.raises(FileExistsError, match="holds a backbone already; --overwrite replaces it"):
         pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
 
+    with pytest.raises(FileNotFoundError, match="nothing to resume: there is no"):
+        pretrain.pretrain(
+            pretrain.Config(output=tmp_path / "new", work=tmp_path / "new", resume=True, **common)
+        )
+
     work = tmp_path / "b"  # stopped after the state of step 4, resumed to the end: the same weights
     real = pretrain.step_losses
     monkeypatch.setattr(pretrain, "step_losses", _interrupt_at(real, 3))

@@ -460,6 +460,7 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
     """
     words = WORDS[task]
     noun = "/".join(words.noun)
+    own = ((f"instruction:{task}", "reward", 1),)
     hand = ((f"hand:near {noun}", "hand_object", -1), (f"hand:far {noun}", "hand_object", 1))
     end, start = f"state:{words.end[0]}", f"state:{words.start[0]}"
     states: tuple[tuple[str, str, int], ...] = ()
@@ -475,7 +476,7 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
         for fact, name, sign in states
         if (key := fact.removeprefix("state:")) in ASKS
     )
-    return tuple(group for group in (((f"instruction:{task}", "reward", 1),), hand, states, asks) if group)
+    return tuple(group for group in (own, hand, states, asks) if group)
 
 
 def _has_place(task: str) -> bool:

@@ -16,262 +16,44 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_reward.tasks import HELD_OUT, INSTRUCTIONS
 
-_VERBS = (
-    *(
-        "pick up",
-        "grasp",
-        "grab",
-        "lift",
-        "raise",
-        "lower",
-        "put down",
-        "place",
-        "drop",
-        "move",
-        "push",
-        "pull",
-    ),
-    *(
-        "slide",
-        "press",
-        "rotate",
-        "turn",
-        "twist",
-        "flip",
-        "open",
-        "close",
-        "shut",
-        "lock",
-        "unlock",
-        "insert",
-    ),
-    *(
-        "remove",
-        "stack",
-        "sort",
-        "pour",
-        "stir",
-        "wipe",
-        "sweep",
-        "hit",
-        "kick",
-        "throw",
-        "catch",
-        "fold",
-        "unfold",
-    ),
-    *(
-        "hang",
-        "attach",
-        "detach",
-        "fill",
-        "empty",
-        "shake",
-        "squeeze",
-        "cut",
-        "touch",
-        "reach",
-        "point at",
-        "cover",
-    ),
-    *("hold", "release", "carry", "bring", "hand over", "take", "plug in", "unplug", "screw in", "turn on"),
-    *("turn off", "switch on", "switch off", "tilt", "spin", "roll", "drag", "hammer", "tighten", "loosen"),
+_VERBS = tuple(
+    (
+        "pick up, grasp, grab, lift, raise, lower, put down, place, drop, move, push, pull, slide, press, "
+        "rotate, turn, twist, flip, open, close, shut, lock, unlock, insert, remove, stack, sort, pour, stir, "
+        "wipe, sweep, hit, kick, throw, catch, fold, unfold, hang, attach, detach, fill, empty, shake, "
+        "squeeze, cut, touch, reach, point at, cover, hold, release, carry, bring, hand over, take, plug in, "
+        "unplug, screw in, turn on, turn off, switch on, switch off, tilt, spin, roll, drag, hammer, tighten, "
+        "loosen"
+    ).split(", ")
 )
-_NOUNS = (
-    *(
-        "cup",
-        "mug",
-        "glass",
-        "bottle",
-        "plate",
-        "bowl",
-        "spoon",
-        "fork",
-        "knife",
-        "pan",
-        "pot",
-        "lid",
-        "kettle",
-    ),
-    *(
-        "box",
-        "bin",
-        "basket",
-        "bag",
-        "can",
-        "jar",
-        "book",
-        "pen",
-        "phone",
-        "laptop",
-        "lamp",
-        "chair",
-        "table",
-        "shelf",
-    ),
-    *(
-        "drawer",
-        "door",
-        "window",
-        "cabinet",
-        "fridge",
-        "oven",
-        "microwave",
-        "stove",
-        "sink",
-        "faucet",
-        "tap",
-        "handle",
-    ),
-    *(
-        "knob",
-        "dial",
-        "lever",
-        "switch",
-        "button",
-        "lock",
-        "key",
-        "cube",
-        "block",
-        "ball",
-        "cylinder",
-        "puck",
-        "disc",
-    ),
-    *(
-        "ring",
-        "nut",
-        "bolt",
-        "screw",
-        "nail",
-        "hammer",
-        "wrench",
-        "peg",
-        "hole",
-        "stick",
-        "rod",
-        "rope",
-        "cloth",
-    ),
-    *(
-        "towel",
-        "sponge",
-        "brush",
-        "broom",
-        "toy",
-        "car",
-        "train",
-        "apple",
-        "banana",
-        "orange",
-        "lemon",
-        "carrot",
-    ),
-    *(
-        "bread",
-        "cake",
-        "egg",
-        "coffee machine",
-        "toaster",
-        "printer",
-        "screen",
-        "keyboard",
-        "mouse",
-        "plug",
-        "socket",
-    ),
-    *(
-        "cable",
-        "hook",
-        "wall",
-        "floor",
-        "tray",
-        "goal",
-        "net",
-        "hoop",
-        "robot",
-        "gripper",
-        "hand",
-        "arm",
-        "finger",
-    ),
+_NOUNS = tuple(
+    (
+        "cup, mug, glass, bottle, plate, bowl, spoon, fork, knife, pan, pot, lid, kettle, box, bin, basket, "
+        "bag, can, jar, book, pen, phone, laptop, lamp, chair, table, shelf, drawer, door, window, cabinet, "
+        "fridge, oven, microwave, stove, sink, faucet, tap, handle, knob, dial, lever, switch, button, lock, "
+        "key, cube, block, ball, cylinder, puck, disc, ring, nut, bolt, screw, nail, hammer, wrench, peg, "
+        "hole, stick, rod, rope, cloth, towel, sponge, brush, broom, toy, car, train, apple, banana, orange, "
+        "lemon, carrot, bread, cake, egg, coffee machine, toaster, printer, screen, keyboard, mouse, plug, "
+        "socket, cable, hook, wall, floor, tray, goal, net, hoop, robot, gripper, hand, arm, finger"
+    ).split(", ")
 )
-_ADJECTIVES = (
-    *(
-        "red",
-        "green",
-        "blue",
-        "yellow",
-        "orange",
-        "purple",
-        "white",
-        "black",
-        "brown",
-        "pink",
-        "grey",
-        "small",
-        "large",
-    ),
-    *(
-        "round",
-        "square",
-        "flat",
-        "tall",
-        "heavy",
-        "light",
-        "empty",
-        "full",
-        "wooden",
-        "metal",
-        "plastic",
-        "soft",
-    ),
+_ADJECTIVES = tuple(
+    (
+        "red, green, blue, yellow, orange, purple, white, black, brown, pink, grey, small, large, round, "
+        "square, flat, tall, heavy, light, empty, full, wooden, metal, plastic, soft"
+    ).split(", ")
 )
-_STATES = (
-    *(
-        "open",
-        "closed",
-        "half open",
-        "shut",
-        "locked",
-        "unlocked",
-        "on",
-        "off",
-        "up",
-        "down",
-        "full",
-        "empty",
-        "broken",
-    ),
-    *(
-        "clean",
-        "dirty",
-        "upright",
-        "upside down",
-        "moving",
-        "still",
-        "inside",
-        "outside",
-        "turned",
-        "pressed",
-        "lifted",
-    ),
+_STATES = tuple(
+    (
+        "open, closed, half open, shut, locked, unlocked, on, off, up, down, full, empty, broken, clean, "
+        "dirty, upright, upside down, moving, still, inside, outside, turned, pressed, lifted"
+    ).split(", ")
 )
-_RELATIONS = (
-    *(
-        "on",
-        "in",
-        "under",
-        "above",
-        "below",
-        "next to",
-        "behind",
-        "in front of",
-        "left of",
-        "right of",
-        "near",
-    ),
-    *("far from", "inside", "outside", "on top of", "between the wall and", "away from", "towards"),
+_RELATIONS = tuple(
+    (
+        "on, in, under, above, below, next to, behind, in front of, left of, right of, near, far from, "
+        "inside, outside, on top of, between the wall and, away from, towards"
+    ).split(", ")
 )
 
 
@@ -335,250 +117,72 @@ def instructions(count: int, seed: int) -> list[str]:
 
 OUTCOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "open": (
-        (
-            "open {}",
-            "pull {} open",
-            "slide {} open",
-            "open up {}",
-        ),
-        (
-            "{} is open",
-            "{} has been opened",
-        ),
-        (
-            "close {}",
-            "shut {}",
-            "push {} shut",
-        ),
-        (
-            "{} is closed",
-            "{} is shut",
-        ),
+        ("open {}", "pull {} open", "slide {} open", "open up {}"),
+        ("{} is open", "{} has been opened"),
+        ("close {}", "shut {}", "push {} shut"),
+        ("{} is closed", "{} is shut"),
     ),
     "on": (
-        (
-            "turn on {}",
-            "switch on {}",
-            "turn {} on",
-            "start {}",
-        ),
-        (
-            "{} is on",
-            "{} has been turned on",
-        ),
-        (
-            "turn off {}",
-            "switch off {}",
-            "turn {} off",
-            "stop {}",
-        ),
-        (
-            "{} is off",
-            "{} has been turned off",
-        ),
+        ("turn on {}", "switch on {}", "turn {} on", "start {}"),
+        ("{} is on", "{} has been turned on"),
+        ("turn off {}", "switch off {}", "turn {} off", "stop {}"),
+        ("{} is off", "{} has been turned off"),
     ),
-    "lock": (
-        ("lock {}",),
-        ("{} is locked",),
-        ("unlock {}",),
-        ("{} is unlocked",),
-    ),
+    "lock": (("lock {}",), ("{} is locked",), ("unlock {}",), ("{} is unlocked",)),
     "up": (
-        (
-            "lift {}",
-            "raise {}",
-            "pull {} up",
-            "pick up {}",
-        ),
-        (
-            "{} is up",
-            "{} is raised",
-            "{} is lifted",
-        ),
-        (
-            "lower {}",
-            "push {} down",
-            "press {} down",
-            "put {} down",
-        ),
-        (
-            "{} is down",
-            "{} is lowered",
-        ),
+        ("lift {}", "raise {}", "pull {} up", "pick up {}"),
+        ("{} is up", "{} is raised", "{} is lifted"),
+        ("lower {}", "push {} down", "press {} down", "put {} down"),
+        ("{} is down", "{} is lowered"),
     ),
     "press": (
-        (
-            "press {}",
-            "push {}",
-            "push in {}",
-            "push {} in",
-        ),
-        (
-            "{} is pressed",
-            "{} is pushed in",
-        ),
-        (
-            "release {}",
-            "let go of {}",
-            "pull out {}",
-        ),
-        (
-            "{} is not pressed",
-            "{} sticks out",
-            "{} is released",
-        ),
+        ("press {}", "push {}", "push in {}", "push {} in"),
+        ("{} is pressed", "{} is pushed in"),
+        ("release {}", "let go of {}", "pull out {}"),
+        ("{} is not pressed", "{} sticks out", "{} is released"),
     ),
     "turn": (
-        (
-            "turn {}",
-            "rotate {}",
-            "twist {}",
-            "spin {}",
-        ),
-        (
-            "{} is turned",
-            "{} is rotated",
-        ),
-        (
-            "leave {} as it is",
-            "do not turn {}",
-            "turn {} back",
-        ),
-        (
-            "{} has not been turned",
-            "{} is in its first position",
-        ),
+        ("turn {}", "rotate {}", "twist {}", "spin {}"),
+        ("{} is turned", "{} is rotated"),
+        ("leave {} as it is", "do not turn {}", "turn {} back"),
+        ("{} has not been turned", "{} is in its first position"),
     ),
-    "full": (
-        ("fill {}",),
-        ("{} is full",),
-        ("empty {}",),
-        ("{} is empty",),
-    ),
+    "full": (("fill {}",), ("{} is full",), ("empty {}",), ("{} is empty",)),
     "plug": (
-        (
-            "plug in {}",
-            "plug {} in",
-        ),
+        ("plug in {}", "plug {} in"),
         ("{} is plugged in",),
-        (
-            "unplug {}",
-            "pull {} out",
-        ),
-        (
-            "{} is unplugged",
-            "{} is pulled out",
-        ),
+        ("unplug {}", "pull {} out"),
+        ("{} is unplugged", "{} is pulled out"),
     ),
     "in": (
-        (
-            "put {} into {}",
-            "insert {} into {}",
-            "place {} in {}",
-            "push {} into {}",
-            "drop {} into {}",
-        ),
-        (
-            "{} is in {}",
-            "{} is inside {}",
-        ),
-        (
-            "take {} out of {}",
-            "pull {} out of {}",
-            "get {} from {}",
-            "pick {} out of {}",
-        ),
-        (
-            "{} is out of {}",
-            "{} is not in {}",
-            "{} is outside {}",
-        ),
+        ("put {} into {}", "insert {} into {}", "place {} in {}", "push {} into {}", "drop {} into {}"),
+        ("{} is in {}", "{} is inside {}"),
+        ("take {} out of {}", "pull {} out of {}", "get {} from {}", "pick {} out of {}"),
+        ("{} is out of {}", "{} is not in {}", "{} is outside {}"),
     ),
     "onto": (
-        (
-            "put {} on {}",
-            "place {} onto {}",
-            "stack {} on {}",
-            "hang {} on {}",
-        ),
-        (
-            "{} is on {}",
-            "{} sits on {}",
-        ),
-        (
-            "take {} off {}",
-            "lift {} off {}",
-            "remove {} from {}",
-        ),
-        (
-            "{} is off {}",
-            "{} is not on {}",
-        ),
+        ("put {} on {}", "place {} onto {}", "stack {} on {}", "hang {} on {}"),
+        ("{} is on {}", "{} sits on {}"),
+        ("take {} off {}", "lift {} off {}", "remove {} from {}"),
+        ("{} is off {}", "{} is not on {}"),
     ),
     "to": (
-        (
-            "push {} to {}",
-            "bring {} to {}",
-            "slide {} to {}",
-            "move {} to {}",
-            "pull {} to {}",
-        ),
-        (
-            "{} is at {}",
-            "{} is near {}",
-            "{} has reached {}",
-        ),
-        (
-            "move {} away from {}",
-            "pull {} away from {}",
-            "push {} away from {}",
-        ),
-        (
-            "{} is far from {}",
-            "{} is away from {}",
-        ),
+        ("push {} to {}", "bring {} to {}", "slide {} to {}", "move {} to {}", "pull {} to {}"),
+        ("{} is at {}", "{} is near {}", "{} has reached {}"),
+        ("move {} away from {}", "pull {} away from {}", "push {} away from {}"),
+        ("{} is far from {}", "{} is away from {}"),
     ),
     "reach": (
-        (
-            "reach {}",
-            "touch {}",
-            "move the gripper to {}",
-            "go to {}",
-        ),
-        (
-            "the gripper is at {}",
-            "the robot hand has reached {}",
-            "the gripper is near {}",
-        ),
-        (
-            "move away from {}",
-            "stay away from {}",
-        ),
-        (
-            "the gripper is far from {}",
-            "the robot hand is away from {}",
-        ),
+        ("reach {}", "touch {}", "move the gripper to {}", "go to {}"),
+        ("the gripper is at {}", "the robot hand has reached {}", "the gripper is near {}"),
+        ("move away from {}", "stay away from {}"),
+        ("the gripper is far from {}", "the robot hand is away from {}"),
     ),
     "grasp": (
-        (
-            "grasp {}",
-            "grab {}",
-            "hold {}",
-            "take {}",
-        ),
-        (
-            "the gripper holds {}",
-            "the robot hand has grasped {}",
-        ),
-        (
-            "release {}",
-            "let go of {}",
-            "drop {}",
-        ),
-        (
-            "the gripper does not hold {}",
-            "the robot hand has let go of {}",
-        ),
+        ("grasp {}", "grab {}", "hold {}", "take {}"),
+        ("the gripper holds {}", "the robot hand has grasped {}"),
+        ("release {}", "let go of {}", "drop {}"),
+        ("the gripper does not hold {}", "the robot hand has let go of {}"),
     ),
 }
 """Ways to ask, what holds then, ways to ask for the opposite, what holds then; {} are things."""

@@ -189,10 +189,8 @@ def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.
 # --------------------------------------------------------------------------------------------- model
 
 
-def make_model(
-    config: Config, tokenizer: PreTrainedTokenizerFast, origin: list[int], teacher: Teacher
-) -> Any:
-    """A SigLIP of 5-10 M parameters; word embeddings start as the teacher's, projected to their main axes."""
+def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """A SigLIP of 5-10 M parameters, as random as `config.seed` makes it."""
     common = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": 3}
     torch.manual_seed(config.seed)
     model = SiglipModel(
@@ -214,16 +212,26 @@ def make_model(
             },
         )
     )
-    known = torch.tensor([i for i in origin if i >= 0], dtype=torch.long)
     with torch.no_grad():
-        if len(known):
-            table = teacher.word_embeddings[known]
-            start = table @ torch.pca_lowrank(table, config.width, center=False)[2]
-            embedding = model.text_model.embeddings.token_embedding.weight
-            embedding[torch.tensor(origin) >= 0] = start * (0.05 / start.std())
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-4.0)
     return model
+
+
+@torch.no_grad()
+def start_from_teacher(model: Any, teacher: Teacher, origin: list[int]) -> None:
+    """Word embeddings start as the teacher's, projected to their main axes.
+
+    Args:
+        model: what `make_model` made.
+        teacher: whose embeddings.
+        origin: of each piece, its index in the teacher's vocabulary; -1 for those it does not have.
+    """
+    embedding = model.text_model.embeddings.token_embedding.weight
+    index = torch.tensor(origin)
+    table = teacher.word_embeddings[index[index >= 0]]
+    start = table @ torch.pca_lowrank(table, embedding.shape[1], center=False)[2]
+    embedding[index >= 0] = start * (0.05 / start.std())
 
 
 class Heads(nn.Module):
@@ -364,9 +372,13 @@ def cosine_rate(step: int, total: int, warm: int) -> float:
 
 
 def pretrain(config: Config) -> None:
-    """Both stages; writes the backbone at the end, and a resumable state on the way."""
+    """All three stages; writes the backbone at the end, and a resumable state on the way."""
     if (config.output / "config.json").exists() and not (config.resume or config.overwrite):
         raise FileExistsError(f"{config.output} holds a backbone already; --overwrite replaces it")
+    state = config.work / "state.safetensors"
+    for needed in (state, config.work / "tokenizer") if config.resume else ():
+        if not needed.exists():
+            raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
@@ -392,17 +404,19 @@ def pretrain(config: Config) -> None:
         raise ValueError(f"training text says what a held-out task asks for: {held}")
     teacher = Teacher()
     general = instructions(20_000, config.seed) + words(12_000, config.seed, teacher.vocabulary[2000:20_000])
-    tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
-    if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
-        origin = [-1] * len(tokenizer)  # what the word embeddings started from does not matter any more
-    tokenizer.save_pretrained(config.work / "tokenizer")
     corpus = captions * max(1, 10_000 // len(captions)) + general
     taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
     material = Material(scenes, orders, said, general, taught_lessons, taught, place)
 
-    model = make_model(config, tokenizer, origin, teacher)
+    if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
+        model = make_model(config, tokenizer)
+    else:
+        tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
+        tokenizer.save_pretrained(config.work / "tokenizer")
+        model = make_model(config, tokenizer)
+        start_from_teacher(model, teacher, origin)
     patches = (config.image_size // config.patch_size) ** 2
     heads = Heads(config.width, patches)
     widen = nn.Linear(config.width, taught.shape[1])
@@ -422,7 +436,6 @@ def pretrain(config: Config) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    state = config.work / "state.safetensors"
     step = load_state(state, modules, first, second) if config.resume else 0
     ordering = config.text_steps + config.steps  # the first step of the third stage
     total = ordering + config.order_steps
@@ -481,8 +494,9 @@ def step_losses(
 ) -> dict[str, Tensor]:
     """The losses of one batch of the second stage or, `ordered`, of the third, by the names of WEIGHTS.
 
-    Images, half as many captions, some general sentences; in the third stage also two sentences for each
-    task of the batch whose images they order, and as many lessons.
+    Images, half as many captions, some general sentences; in the third stage also a sentence of each group
+    of `training.captions.rankings` for each task of the batch, whose images it orders, and a quarter as many
+    lessons.
     """
     model: Any = modules["model"]
     heads: Any = modules["heads"]
@@ -592,8 +606,6 @@ def load_state(
     file: Path, modules: nn.Module, first: torch.optim.Optimizer, second: torch.optim.Optimizer
 ) -> int:
     """The inverse; returns the step to go on with."""
-    if not file.exists():
-        raise FileNotFoundError(f"nothing to resume: no {file}")
     tensors = load_file(file)
     modules.load_state_dict({k.removeprefix("w."): v for k, v in tensors.items() if k.startswith("w.")})
     for name, slot, key in _slots(first, second):

@@ -24,7 +24,7 @@ from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.pretrain import Scenes, split_sentences
 from vlm_reward.frame_cache import cached
 from vlm_reward.reward_model import RewardModel
-from vlm_reward.tasks import OPPOSITES, instruction, train_tasks
+from vlm_reward.tasks import instruction, opposite, train_tasks
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
     for episode in cache.episodes:
         if episode.task not in tasks or episode.kind != "expert":
             continue
-        opposite = [b for pair in OPPOSITES for a, b in (pair, pair[::-1]) if a == episode.task]
+        other = opposite(episode.task)
         wrong = rng.choice([s for s in everything if s != episode.instruction], 9, replace=False)
-        said = [episode.instruction, *wrong, *(instruction(task) for task in opposite)]
+        said = [episode.instruction, *wrong, *([instruction(other)] if other else [])]
         scores = (model.embed(cache.frames[episode.rows]) @ model.embed_text(said).T).mean(1)  # [T, 10 or 11]
         found["VOC"].append(voc(scores[:, 0]))
         last.append(scores[-1, :10])
-        if opposite:
+        if other:
             found["opposites: VOC"].append(voc(scores[:, 0]))
             found["opposites: VOC, opposite"].append(voc(scores[:, 10]))
     means = {name: 100 * float(np.mean(values)) for name, values in found.items() if values}

@@ -40,7 +40,7 @@ from eval.metrics import voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
-from vlm_reward._jobs import keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
 from vlm_reward.preprocess import preprocess
@@ -243,7 +243,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         desc=config.objective,
         unit="step",
         disable=not main,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # a log file gets a line now and then
+        mininterval=BAR_SECONDS,
     )
     with stop_on_interrupt() as stop, steps as bar, logs or nullcontext() as board:
         if held_back and not progress.history:

@@ -1,15 +1,19 @@
-"""What every long job needs: a clean stop, files that are whole or as before, memory that stays fast."""
+"""What every long job needs: a bar, a clean stop, files that are whole or as before, memory that stays fast."""
 
 import ctypes
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+BAR_SECONDS = 0.1 if sys.stderr.isatty() else 30
+"""Between updates of a progress bar (tqdm's `mininterval`): a log file gets a line now and then."""
 
 
 @contextmanager

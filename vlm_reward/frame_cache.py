@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import minari
 import numpy as np
 from tqdm import tqdm
 
+from vlm_reward._jobs import BAR_SECONDS
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.preprocess import Resample, resize
 
@@ -286,7 +286,7 @@ def _write(
             episodes,
             desc=f"frame cache {dataset.id} at {shape[2]} px",
             unit="episode",
-            mininterval=0.1 if sys.stderr.isatty() else 30,
+            mininterval=BAR_SECONDS,
         )
         for info, episode in zip(progress, dataset.iterate_episodes(), strict=True):
             observations: Any = episode.observations

@@ -78,6 +78,7 @@ OPPOSITES: tuple[tuple[str, str], ...] = (
     ("assembly-v3", "disassemble-v3"),
 )
 """Pairs of training tasks that share a scene and ask for opposites: they test whether a reward listens."""
+_OPPOSITE = {task: other for pair in OPPOSITES for task, other in (pair, pair[::-1])}
 
 Split = Literal["paper", "strict"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -100,6 +101,11 @@ def check_task(task: str) -> str:
 def instruction(task: str) -> str:
     """The sentence that tells the robot to do `task`, e.g. `drawer-open-v3` -> `open the green drawer`."""
     return INSTRUCTIONS[check_task(task)]
+
+
+def opposite(task: str) -> str | None:
+    """The other task of its pair in `OPPOSITES`, e.g. `window-open-v3` -> `window-close-v3`; None if unpaired."""
+    return _OPPOSITE.get(check_task(task))
 
 
 def train_tasks(split: str = "paper") -> tuple[str, ...]:
