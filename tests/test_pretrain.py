@@ -95,19 +95,19 @@ def test_lessons_name_the_outcome_and_that_of_the_opposite():
 
 def test_each_task_orders_its_images_by_reward_and_by_state():
     for task in train_tasks():
-        first, hand, *states = rankings(task)
+        first, hand, do, *states = rankings(task)
         assert first == ((f"instruction:{task}", "reward", 1),)
-        assert {name for _, name, _ in hand} == {"hand_object"}
-        for fact, name, sign in (*hand, *(each for kind in states for each in kind)):
+        assert {name for _, name, _ in (*hand, *do)} == {"hand_object"}
+        for fact, name, sign in (*hand, *do, *(each for kind in states for each in kind)):
             assert name.removeprefix("asked ") in scenes.STATE
             assert name in pretrain.GAPS
             assert sign in (-1, 1)
             assert sentences(fact)
-    assert rankings("window-open-v3")[2] == (
+    assert rankings("window-open-v3")[3] == (
         ("state:window=open", "fraction", 1),
         ("state:window=closed", "fraction", -1),
     )
-    assert rankings("window-open-v3")[3] == (
+    assert rankings("window-open-v3")[4] == (
         ("ask:window=open", "asked fraction", 1),
         ("ask:window=closed", "asked fraction", -1),
     )
@@ -119,7 +119,18 @@ def test_nobody_asks_for_what_a_held_out_task_wants():
     assert "slide the window open slowly" in sentences("ask:window=open")
     assert {"door=open", "drawer=open"}.isdisjoint(captions.ASKS)
     assert not [s for key in captions.ASKS for s in sentences(f"ask:{key}") if is_held_out(s)]
-    assert len(rankings("door-close-v3")[3]) == len(rankings("drawer-close-v3")[3]) == 1
+    assert len(rankings("door-close-v3")[4]) == len(rankings("drawer-close-v3")[4]) == 1
+
+
+def test_to_do_something_with_a_thing_the_hand_must_get_there():
+    handled = {fact for task in train_tasks() for fact, *_ in rankings(task)[2]}
+    said = {sentence for fact in handled for sentence in sentences(fact)}
+    assert {"wipe the window", "grab the object", "shake the toaster"} <= said
+    assert not [sentence for sentence in said if is_held_out(sentence)]
+    unnamed = {noun for sentence in sentences("do:?") for noun in sentence.split(" the ")[1:]}
+    assert "toaster" in unnamed
+    assert unnamed.isdisjoint({noun for words in WORDS.values() for noun in words.noun})
+    assert unnamed.isdisjoint({"button", "drawer", "door"})
 
 
 def test_who_asks_for_a_state_wants_the_hand_there_too():
@@ -127,9 +138,12 @@ def test_who_asks_for_a_state_wants_the_hand_there_too():
     state[:, scenes.STATE.index("fraction")] = (1.0, 0.25)
     state[:, scenes.STATE.index("hand_object")] = (0.0, 0.5)  # there, and 10 cm off
     assert pretrain.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
-    near = 0.5 * np.array([1, np.exp(-1)])
-    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx(near + np.array([1, 0.25]))
-    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx(near - np.array([1, 0.25]))
+    near = 0.5 * np.exp(-1)
+    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx([1, 0.25 + 0.75 * near])
+    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx([0.5, 0.75 + 0.25 * near])
+    state[:, scenes.STATE.index("object_goal")] = (0.0, 3.0)  # at the goal, and 60 cm off
+    assert pretrain.measured(state, "asked object_goal", -1) == pytest.approx([1, near])
+    assert pretrain.measured(state, "asked object_goal", 1) == pytest.approx([0.5, 1])
 
 
 @pytest.fixture(scope="module")

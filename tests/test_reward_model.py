@@ -418,6 +418,15 @@ def test_missing_checkpoint(name):
         RewardModel.from_pretrained(name)
 
 
+@pytest.mark.parametrize("load", [RewardModel.from_pretrained, DualEncoder.from_pretrained])
+def test_missing_device(load, tiny_backbone_dir):
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ValueError, match=rf"this machine has no device {absent}; it has cpu"):
+        load(tiny_backbone_dir, device=absent)
+    with pytest.raises(ValueError, match="device 'gpu' is none that PyTorch knows"):
+        load(tiny_backbone_dir, device="gpu")
+
+
 def test_push_to_hub_uploads_what_save_pretrained_writes(model, monkeypatch):
     calls = []
 

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from training.language import ways_to_ask
+from training.language import ways_to_ask, ways_to_handle, ways_to_name_it
 from vlm_reward.tasks import instruction, train_tasks
 
 
@@ -360,6 +360,7 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "pink": (0.95, 0.5, 0.7),
 }
 
+_HELD_OUT_NOUNS = ("button", "drawer", "door")
 _HANDS = ("the gripper", "the robot hand", "the robot gripper", "the arm")
 
 
@@ -381,6 +382,11 @@ def sentences(fact: str) -> tuple[str, ...]:
         return (instruction(rest),)
     if kind == "ask":
         return ways_to_ask(*ASKS[rest])
+    if kind == "do":
+        if rest != "?":
+            return ways_to_handle(tuple(rest.split("/")))
+        named = {part for words in WORDS.values() for noun in words.noun for part in noun.split()}
+        return ways_to_name_it((*named, *_HELD_OUT_NOUNS))
     if kind == "half":
         return tuple(
             f"the {noun} is {how}"
@@ -454,14 +460,16 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
     """Sentences that are more or less true, in groups: (fact, a number of the state vector, +1 or -1) each.
 
     First the fact `instruction:<task>`, the task's own sentence, which the simulator's reward orders; then
-    the hand's way to the object; then the states: `window=open` grows with the fraction that the window is
-    open, `window=closed` falls with it; then those who ask for a state, who also want the hand to be there
-    (numbers named `asked ...`).
+    the hand's way to the object; then instructions to do something with it, or with what nobody here has a
+    name for, which want the hand there, too; then the states: `window=open` grows with the fraction that the
+    window is open, `window=closed` falls with it; then those who ask for a state, who also want the hand to
+    be there (numbers named `asked ...`).
     """
     words = WORDS[task]
     noun = "/".join(words.noun)
     own = ((f"instruction:{task}", "reward", 1),)
     hand = ((f"hand:near {noun}", "hand_object", -1), (f"hand:far {noun}", "hand_object", 1))
+    do = ((f"do:{noun}/object", "hand_object", -1), ("do:?", "hand_object", -1))
     end, start = f"state:{words.end[0]}", f"state:{words.start[0]}"
     states: tuple[tuple[str, str, int], ...] = ()
     if words.joint is not None:
@@ -476,7 +484,7 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
         for fact, name, sign in states
         if (key := fact.removeprefix("state:")) in ASKS
     )
-    return tuple(group for group in (own, hand, states, asks) if group)
+    return tuple(group for group in (own, hand, do, states, asks) if group)
 
 
 def _has_place(task: str) -> bool:

@@ -26,6 +26,12 @@ _VERBS = tuple(
         "loosen"
     ).split(", ")
 )
+_HANDLING = tuple(
+    (
+        "touch, reach, grasp, grab, hold, take, wipe, clean, paint, kick, hit, tap, squeeze, shake, check, "
+        "fix, use, feel, point at, go to"
+    ).split(", ")
+)
 _NOUNS = tuple(
     (
         "cup, mug, glass, bottle, plate, bowl, spoon, fork, knife, pan, pot, lid, kettle, box, bin, basket, "
@@ -205,6 +211,23 @@ def ways_to_ask(outcome: str, opposite: bool, things: tuple[str, ...]) -> tuple[
     said = [way.format(*(f"the {thing}" for thing in things)) for way in asked]
     tails = ("", *(f" {tail}" for tail in _TAILS[:5]))
     return tuple(each for one in said for tail in tails if not is_held_out(each := one + tail))
+
+
+def ways_to_handle(nouns: tuple[str, ...]) -> tuple[str, ...]:
+    """Instructions to do something with a thing that ask for no state of it; none a held-out task's.
+
+    >>> ways_to_handle(("window",))[:2]
+    ('touch the window', 'reach the window')
+    """
+    said = (f"{verb} the {noun}" for verb in _HANDLING for noun in nouns)
+    return tuple(one for one in said if not is_held_out(one))
+
+
+def ways_to_name_it(known: tuple[str, ...]) -> tuple[str, ...]:
+    """Instructions that name a thing by a word that is none of `known`, and none a held-out task's."""
+    nouns = (noun for noun in _NOUNS if not any(part in known for part in noun.split()))
+    said = (f"{verb} the {noun}" for noun in nouns for verb in _VERBS)
+    return tuple(one for one in said if not is_held_out(one))
 
 
 def lessons(

@@ -332,13 +332,16 @@ GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
 def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
     """How true a sentence of `training.captions.rankings` is of some states [N, len(STATE)]: [N].
 
-    Who asks for a state wants the hand to be there too: half as much as the state's whole way.
+    Who asks for a state wants the hand to be there too, as long as the state is not reached: at first half as
+    much as the state itself.
     """
-    base = sign * state[:, STATE.index(name.removeprefix("asked "))]
+    base = state[:, STATE.index(name.removeprefix("asked "))]
     if not name.startswith("asked "):
-        return base
+        return sign * base
     whole = 1.0 if name == "asked fraction" else 1.5  # of a mechanism; 30 cm for an object
-    return base / whole + 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
+    share = np.clip(base / whole, 0, 1)
+    reached = share if sign > 0 else 1 - share
+    return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
 
 
 @dataclass(frozen=True)

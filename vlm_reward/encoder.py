@@ -129,8 +129,10 @@ class DualEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: nothing is there, or a file of it is missing.
-            ValueError: it is no dual encoder, its weights are damaged, incomplete or not safetensors.
+            ValueError: it is no dual encoder, its weights are damaged, incomplete or not safetensors; this
+                machine has no such device.
         """
+        check_device(device)
         folder = locate(name_or_path, revision=revision, local_files_only=local_files_only)
         what = f"{name_or_path} ({folder})"
         if not (folder / "config.json").is_file():
@@ -464,6 +466,21 @@ class DualEncoder(nn.Module):
     def _refuse_second_adapter(self) -> None:
         if self.has_adapter:
             raise ValueError("this encoder has an adapter already; load the backbone anew for another one")
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device; a ValueError that says what there is when this machine does not have it."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is none that PyTorch knows ({error})") from error
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if accelerator else 0
+    there = ["cpu", *(f"{accelerator.type}:{i}" for i in range(count) if accelerator)]
+    known = {"cpu", "meta"} | ({accelerator.type} if accelerator else set())
+    if wanted.type not in known or (wanted.type not in ("cpu", "meta") and (wanted.index or 0) >= count):
+        raise ValueError(f"this machine has no device {device}; it has {', '.join(there)}")
+    return wanted
 
 
 def locate(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:

@@ -15,6 +15,7 @@ from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
     DualEncoder,
+    check_device,
     locate,
     portable_name,
     read_adapter_config,
@@ -80,8 +81,10 @@ class RewardModel:
 
         Raises:
             FileNotFoundError: nothing is there, or a file of it or its backbone is missing.
-            ValueError: damaged, pickled, of another kind, or written by a newer version.
+            ValueError: damaged, pickled, of another kind, or written by a newer version; this machine has no
+                such device.
         """
+        check_device(device)
         folder = locate(path_or_hub_id, revision=revision)
         metadata, spec = _read_metadata(folder)
         if (folder / ADAPTER_CONFIG).is_file():
