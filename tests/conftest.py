@@ -82,6 +82,17 @@ def tiny_adapter_dir(tiny_backbone_dir: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real scenes of window-open and push, 28 pixels wide."""
+    from training import scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    tasks = ("window-open-v3", "push-v3")
+    scenes.main(scenes.Config(folder, size=28, rounds=1, episodes=2, tasks=tasks, workers=1))
+    return folder
+
+
 @pytest.fixture
 def frames() -> np.ndarray:
     """uint8 [3, 2, 32, 32, 3], random."""

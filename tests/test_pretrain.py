@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import captions, pretrain, scenes
+from training import captions, order, pretrain, scenes
 from training.captions import WORDS, facts, rankings, sentences
 from training.language import UNTAUGHT, instructions, is_held_out, lessons
 from vlm_reward.cameras import CameraRig, CameraSpec
@@ -100,7 +100,7 @@ def test_each_task_orders_its_images_by_reward_and_by_state():
         assert {name for _, name, _ in (*hand, *do)} == {"hand_object"}
         for fact, name, sign in (*hand, *do, *(each for kind in states for each in kind)):
             assert name.removeprefix("asked ") in scenes.STATE
-            assert name in pretrain.GAPS
+            assert name in order.GAPS
             assert sign in (-1, 1)
             assert sentences(fact)
     assert rankings("window-open-v3")[3] == (
@@ -137,22 +137,13 @@ def test_who_asks_for_a_state_wants_the_hand_there_too():
     state = np.zeros((2, len(scenes.STATE)), np.float32)
     state[:, scenes.STATE.index("fraction")] = (1.0, 0.25)
     state[:, scenes.STATE.index("hand_object")] = (0.0, 0.5)  # there, and 10 cm off
-    assert pretrain.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
+    assert order.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
     near = 0.5 * np.exp(-1)
-    assert pretrain.measured(state, "asked fraction", 1) == pytest.approx([1, 0.25 + 0.75 * near])
-    assert pretrain.measured(state, "asked fraction", -1) == pytest.approx([0.5, 0.75 + 0.25 * near])
+    assert order.measured(state, "asked fraction", 1) == pytest.approx([1, 0.25 + 0.75 * near])
+    assert order.measured(state, "asked fraction", -1) == pytest.approx([0.5, 0.75 + 0.25 * near])
     state[:, scenes.STATE.index("object_goal")] = (0.0, 3.0)  # at the goal, and 60 cm off
-    assert pretrain.measured(state, "asked object_goal", -1) == pytest.approx([1, near])
-    assert pretrain.measured(state, "asked object_goal", 1) == pytest.approx([0.5, 1])
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    scenes.main(
-        scenes.Config(folder, size=28, rounds=1, episodes=2, tasks=("window-open-v3", "push-v3"), workers=1)
-    )
-    return folder
+    assert order.measured(state, "asked object_goal", -1) == pytest.approx([1, near])
+    assert order.measured(state, "asked object_goal", 1) == pytest.approx([0.5, 1])
 
 
 def test_shards_are_complete_and_repeatable(shards):
@@ -199,7 +190,7 @@ def test_projection_finds_the_hand_in_the_picture():
 
 
 def test_known_facts(shards):
-    data = pretrain.Scenes(shards, ["window-open-v3", "push-v3"])
+    data = order.Scenes(shards, ["window-open-v3", "push-v3"])
     assert len(data) == 96
     window, push = data.task == 0, data.task == 1
     open_ = data.facts.index("state:window=open")
@@ -209,7 +200,7 @@ def test_known_facts(shards):
     row = int(np.flatnonzero(window)[0])
     assert all(data.known[row, fact] == -1 for fact in data.own_false(row))
     with pytest.raises(FileNotFoundError, match="no scenes of sweep-v3"):
-        pretrain.Scenes(shards, ["sweep-v3"])
+        order.Scenes(shards, ["sweep-v3"])
 
 
 def test_sigmoid_loss_by_hand():
@@ -221,11 +212,11 @@ def test_sigmoid_loss_by_hand():
 def test_order_loss_by_hand():
     # 1 > 0 in value, .2 < .5 in score: log(1 + e^(5 * .3)) = 1.701413; the third lies within the gap of both.
     scores, nan = torch.tensor([[0.2, 0.5, 0.9]]), float("nan")
-    loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, nan]]), torch.tensor([0.1]))
+    loss = order.order_loss(scores, torch.tensor([[1.0, 0.0, nan]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx(1.701413, abs=1e-5)
-    assert pretrain.order_loss(scores, torch.tensor([[1.0, 0.95, 0.9]]), torch.tensor([0.2])).item() == 0
+    assert order.order_loss(scores, torch.tensor([[1.0, 0.95, 0.9]]), torch.tensor([0.2])).item() == 0
     # Both pairs that differ: (0 over 1) as above, (0 over 2): log(1 + e^(5 * .7)) = 3.529751.
-    loss = pretrain.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
+    loss = order.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
 
 

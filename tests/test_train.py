@@ -19,6 +19,7 @@ from eval.metrics import voc
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
+from training.order import Orders, Scenes, ranked_loss
 from training.train import (
     check_tasks,
     hyper_parameters,
@@ -253,6 +254,33 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_written(
     with pytest.raises(error, match=says):
         train(replace(config, **change))
     assert not config.folder.exists()
+
+
+def test_scenes_are_ordered_beside_the_objective(
+    config: TrainConfig, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = ("window-open-v3", "push-v3")
+    monkeypatch.setattr("training.train.train_tasks", lambda split: tasks)
+    config = replace(config, split="none", samples=160, order_groups=2, learning_rate=1e-2)
+    orders = Orders(Scenes(shards, list(tasks)), tasks)
+
+    def loss(folder: Path) -> float:
+        model = RewardModel.from_pretrained(folder)
+        losses = []
+        for seed in range(8):
+            rows, ranked = orders.draw(2, 8, np.random.default_rng(seed))
+            views = orders.scenes.frames[rows][:, None].repeat(2, 1)
+            images = torch.from_numpy(model.embed(views)[:, 0])
+            texts = torch.from_numpy(model.embed_text([one.sentence for one in ranked]))
+            losses.append(ranked_loss(images, texts, ranked).item())
+        return float(np.mean(losses))
+
+    without = train(replace(config, output=tmp_path / "without"))
+    done = train(replace(config, scenes=shards))
+    assert loss(done.folder) < loss(without.folder) - 0.02
+    assert json.loads((done.folder / "vlm_reward.json").read_text())["objective"] == "triplet+order"
+    with pytest.raises(FileNotFoundError, match=r"has no scenes of push-v3, window-open-v3; run python -m"):
+        train(replace(config, scenes=tmp_path, overwrite=True))
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

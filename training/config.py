@@ -30,6 +30,16 @@ class TrainConfig:
     kinds: tuple[str, ...] = ("expert",)
     """Kinds of trajectories to learn from; the others in the dataset are left out."""
 
+    scenes: Path | None = None
+    """Shards of training.scenes, whose images are ordered by sentences beside the objective (training.order);
+    none, as in the paper, when not given."""
+    order_weight: float = 100.0
+    """Of the loss that orders them."""
+    order_groups: int = 8
+    """Scenes in a batch."""
+    order_images: int = 8
+    """Images of each of them."""
+
     sampler: Literal["paper", "grouped"] = "paper"
     """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
     samples: int = 50_000
@@ -96,6 +106,8 @@ class TrainConfig:
             "group_frames",
             "save_every",
             "lora_rank",
+            "order_groups",
+            "order_images",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -119,11 +131,17 @@ class TrainConfig:
         """`output` or its default."""
         if self.output is not None:
             return self.output
-        return Path("runs", Path(self.backbone).name, self.objective, f"{self.preset}-seed{self.seed}")
+        return Path("runs", Path(self.backbone).name, self.name, f"{self.preset}-seed{self.seed}")
+
+    @property
+    def name(self) -> str:
+        """What is learned: the objective, and the order of scenes if there are any."""
+        return f"{self.objective}+order" if self.scenes else self.objective
 
     def protocol(self) -> dict[str, Any]:
         """JSON-ready settings that decide the result: all but where it is written and how fast it runs."""
         apart = ("output", "resume", "overwrite", "cache", "tensorboard", "threads", "device", "save_every")
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
+        fields["scenes"] = self.scenes and str(self.scenes)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

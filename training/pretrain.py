@@ -25,7 +25,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from training.captions import WORDS, rankings, sentences
 from training.language import Teacher, instructions, is_held_out, lessons, make_tokenizer, words
+from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
 from training.scenes import POINTS, STATE
 from vlm_reward._jobs import keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.preprocess import preprocess
@@ -104,86 +104,6 @@ class Config:
     """Stop after so long, as Ctrl-C would."""
     resume: bool = False
     """Go on from the state in `work`."""
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-
-class Scenes:
-    """All shards of some tasks, in memory, with one table of facts.
-
-    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell.
-    """
-
-    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
-        missing = set(tasks) - {file.stem.partition("-")[2] for file in files}
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
-            )
-        index: dict[str, int] = {}
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "group")}
-        rows: list[tuple[int, np.ndarray, np.ndarray]] = []
-        task_facts: dict[str, set[int]] = {}
-        tasks_of: list[np.ndarray] = []
-        for number, file in enumerate(files):
-            with np.load(file) as shard:
-                header = json.loads(str(shard["header"]))
-                ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
-                true, false = ids[shard["true"]], ids[shard["false"]]
-                parts["frames"].append(shard["frames"])
-                parts["state"].append(shard["state"])
-                parts["points"].append(shard["points"])
-                parts["group"].append(shard["episode"].astype(np.int64) + number * 100_000)
-                rows.append((len(true), true, false))
-                seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
-                task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
-                tasks_of.append(np.full(len(true), tasks.index(header["task"])))
-        self.facts = list(index)
-        self.task = np.concatenate(tasks_of)
-        self.frames = np.concatenate(parts["frames"])
-        self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
-        self.group = np.concatenate(parts["group"])
-        self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
-        for t, task in enumerate(tasks):  # what is said of other scenes only is false here
-            columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
-            self.known[np.ix_(self.task == t, columns)] = 0
-        start = 0
-        for count, true, false in rows:
-            for ids, value in ((false, -1), (true, 1)):
-                row, column = np.nonzero(ids >= 0)
-                self.known[start + row, ids[row, column]] = value
-            start += count
-
-        self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
-        self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def own_false(self, row: int) -> np.ndarray:
-        """Facts that hold in other images of the same task, but not in this one."""
-        return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
-
-
-def split_sentences(fact: str) -> tuple[list[str], list[str]]:
-    """The paraphrases of a fact to train on, and those kept for tests (each fifth)."""
-    said = list(sentences(fact))
-    if fact.startswith("state:"):
-        return said, []  # few and wanted
-    return [s for i, s in enumerate(said) if i % 5 != 4], [s for i, s in enumerate(said) if i % 5 == 4]
-
-
-def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.ndarray:
-    """Each frame moved by up to `reach` pixels; its border repeats."""
-    size = frames.shape[1]
-    out = np.empty_like(frames)
-    moves = rng.integers(-reach, reach + 1, (len(frames), 2))
-    base = np.arange(size)
-    for i, (dy, dx) in enumerate(moves):
-        out[i] = frames[i][np.clip(base + dy, 0, size - 1)][:, np.clip(base + dx, 0, size - 1)]
-    return out
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -295,25 +215,6 @@ def masked_huber(predicted: Tensor, target: Tensor) -> Tensor:
     return F.smooth_l1_loss(predicted[there], target[there], beta=0.3)
 
 
-def order_loss(scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0) -> Tensor:
-    """Bradley-Terry: of two images, the one with the higher value has the higher score.
-
-    A fixed, small scale: a growing one would be content with ever smaller differences of the cosine.
-
-    Args:
-        scores: [R, G], cosines of R sentences and the G images each orders.
-        values: [R, G], how true each is; NaN where nobody knows.
-        gaps: [R], values nearer than this count as equal.
-        scale: of the scores.
-
-    Returns:
-        Mean of log(1 + exp(-scale * (better - worse))) over all pairs that differ; 0 where none does.
-    """
-    better = values[:, :, None] - values[:, None, :] > gaps[:, None, None]
-    each = F.softplus(scale * (scores[:, None, :] - scores[:, :, None]))
-    return (each * better).sum() / better.sum().clamp(min=1)
-
-
 def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0) -> Tensor:
     """Cross-entropy of each instruction [K, D] choosing its outcome among all K outcomes and K contraries."""
     logits = scale * asked @ torch.cat([done, undone]).T
@@ -324,24 +225,6 @@ def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0
 
 WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 1.0, "lesson": 0.25}
 """Of the losses of the second and third stage."""
-GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
-GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
-"""Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
-
-
-def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
-    """How true a sentence of `training.captions.rankings` is of some states [N, len(STATE)]: [N].
-
-    Who asks for a state wants the hand to be there too, as long as the state is not reached: at first half as
-    much as the state itself.
-    """
-    base = state[:, STATE.index(name.removeprefix("asked "))]
-    if not name.startswith("asked "):
-        return sign * base
-    whole = 1.0 if name == "asked fraction" else 1.5  # of a mechanism; 30 cm for an object
-    share = np.clip(base / whole, 0, 1)
-    reached = share if sign > 0 else 1 - share
-    return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
 
 
 @dataclass(frozen=True)
@@ -349,18 +232,14 @@ class Material:
     """What the batches are drawn from.
 
     Args:
-        scenes: images and what is known of them.
-        orders: of each task in `scenes`, `training.captions.rankings`.
-        said: fact -> its sentences.
+        orders: images, what is known of them, and what is said of them.
         general: sentences without images.
         lessons: (instruction, outcome, outcome of the opposite).
-        taught: the teacher's embeddings of all sentences of `said` and `general`.
+        taught: the teacher's embeddings of all sentences of `orders` and `general`.
         place: sentence -> row of `taught`.
     """
 
-    scenes: Scenes
-    orders: list[tuple[tuple[tuple[str, str, int], ...], ...]]
-    said: dict[str, list[str]]
+    orders: Orders
     general: list[str]
     lessons: list[tuple[str, str, str]]
     taught: Tensor
@@ -389,28 +268,17 @@ def pretrain(config: Config) -> None:
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
     config.work.mkdir(parents=True, exist_ok=True)
 
-    orders = [rankings(task) for task in tasks]
-    known = [*scenes.facts, *(fact for each in orders for kind in each for fact, *_ in kind)]
-    said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(known)}
-    for fact in {f"state:{WORDS[task].end[0]}" for task in config.stand_ins}:
-        if fact in said and not any(fact == f"state:{WORDS[task].end[0]}" for task in tasks):
-            # Nobody has asked for a stand-in's goal, as nobody has asked for a held-out task's.
-            said[fact] = [s for s in said[fact] if s.startswith(("the ", "a ", "an "))]
-            said.pop(f"ask:{fact.removeprefix('state:')}", None)
-    orders = [
-        tuple(kept for kind in each if (kept := tuple(one for one in kind if one[0] in said)))
-        for each in orders
-    ]
-    captions = sorted({s for each in said.values() for s in each})
+    orders = Orders(scenes, tasks, config.stand_ins)
+    captions = sorted({s for each in orders.said.values() for s in each})
     taught_lessons = lessons(50_000, config.seed)
-    if held := [s for s in (*captions, *(asked for asked, *_ in taught_lessons)) if is_held_out(s)]:
+    if held := [asked for asked, *_ in taught_lessons if is_held_out(asked)]:
         raise ValueError(f"training text says what a held-out task asks for: {held}")
     teacher = Teacher()
     general = instructions(20_000, config.seed) + words(12_000, config.seed, teacher.vocabulary[2000:20_000])
     corpus = captions * max(1, 10_000 // len(captions)) + general
     taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
-    material = Material(scenes, orders, said, general, taught_lessons, taught, place)
+    material = Material(orders, general, taught_lessons, taught, place)
 
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
@@ -503,17 +371,10 @@ def step_losses(
     """
     model: Any = modules["model"]
     heads: Any = modules["heads"]
-    scenes, said, choose = material.scenes, material.said, rng.choice
-    ranked: list[tuple[int, str, np.ndarray, float]] = []
+    scenes, said, choose = material.orders.scenes, material.orders.said, rng.choice
+    ranked: list[Ranked] = []
     if ordered:
-        count = config.batch // config.group
-        drawn = choose(len(scenes.rows), count, replace=count > len(scenes.rows))
-        rows = np.concatenate([choose(scenes.rows[task], config.group, replace=False) for task in drawn])
-        for g, task in enumerate(drawn):
-            for kind in material.orders[task]:
-                fact, name, sign = kind[rng.integers(len(kind))]
-                values = measured(scenes.state[rows.reshape(count, -1)[g]], name, sign)
-                ranked.append((g, str(choose(said[fact])), values, GAPS[name]))
+        rows, ranked = material.orders.draw(config.batch // config.group, config.group, rng)
     else:
         rows = np.sort(rng.integers(0, len(scenes), config.batch))
     # Half of the captions are true of some image of the batch, half are false of one of the same scene.
@@ -531,7 +392,7 @@ def step_losses(
     kinds = {
         "caption": texts,
         "general": extra,
-        "order": [sentence for _, sentence, _, _ in ranked],
+        "order": [one.sentence for one in ranked],
         "lesson": [*asked, *done, *undone],
     }
     frames = preprocess(shifted(scenes.frames[rows], rng), size=config.image_size, mean=MEAN, std=STD)
@@ -560,10 +421,7 @@ def step_losses(
         "text": distillation(imitated, wide, material.taught[[material.place[s] for s in texts + extra]]),
     }
     if ordered:
-        own = images.reshape(-1, config.group, images.shape[1])[[g for g, *_ in ranked]]  # [R, G, D]
-        values = torch.from_numpy(np.stack([values for _, _, values, _ in ranked]))
-        gaps = torch.tensor([gap for *_, gap in ranked])
-        losses["order"] = order_loss((own @ unit["order"][..., None])[..., 0], values, gaps)
+        losses["order"] = ranked_loss(images, unit["order"], ranked)
         one, two, three = unit["lesson"].chunk(3)
         losses["lesson"] = lesson_loss(one, two, three)
     return losses

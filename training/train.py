@@ -2,6 +2,7 @@
 
     python -m training.train --objective triplet
     python -m training.train --objective triplet --sampler grouped --seed 1     # what a CPU can afford
+    python -m training.train --objective triplet --sampler grouped --scenes out/scenes   # and it listens
     accelerate launch --multi_gpu --num_processes 2 -m training.train --objective liv  # or CPU processes
 
 The adapter with the best validation score is in the folder printed at the end (runs/<backbone>/...);
@@ -39,6 +40,7 @@ from tqdm import tqdm
 from eval.metrics import voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
+from training.order import Orders, Scenes, ranked_loss, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.encoder import DualEncoder
@@ -121,6 +123,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
+    orders = load_orders(config)
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -168,6 +171,17 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         return objective(
             frames, texts[text], text, generator=torch.Generator().manual_seed(batch.seed), **hyper
         )
+
+    def order_of(seed: int) -> Tensor:
+        assert orders
+        rng = np.random.default_rng([seed, 1])
+        rows, ranked = orders.draw(config.order_groups, config.order_images, rng)
+        frames = shifted(orders.scenes.frames[rows], rng)
+        said = list(dict.fromkeys(one.sentence for one in ranked))
+        with autocast():
+            images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
+            texts = joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
+        return ranked_loss(images, texts[[said.index(one.sentence) for one in ranked]], ranked)
 
     def validate() -> dict[str, float]:
         vocs = []
@@ -240,7 +254,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     steps = tqdm(
         total=total,
         initial=progress.step,
-        desc=config.objective,
+        desc=config.name,
         unit="step",
         disable=not main,
         mininterval=BAR_SECONDS,
@@ -252,6 +266,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             began = time.perf_counter()
             batch = sampler.batch(*divmod(progress.step, sampler.batches_per_epoch))
             loss = loss_of(batch, config.augment)
+            if orders:
+                loss = loss + config.order_weight * order_of(batch.seed)
             loss.backward()
             norm = combine_gradients(weights.values(), accelerator)
             if not math.isfinite(value := loss.item()) or not math.isfinite(norm):
@@ -264,7 +280,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             progress.step += 1
             progress.loss = value
             progress.samples += len(batch)
-            progress.images += len(batch.rows)
+            progress.images += len(batch.rows) + (config.order_groups * config.order_images if orders else 0)
             progress.seconds += time.perf_counter() - began
             bar.update()
             bar.set_postfix_str(f"loss {value:.4f}, {progress.samples / progress.seconds:.0f} samples/s")
@@ -348,6 +364,15 @@ def split_episodes(cache: FrameCache, config: TrainConfig) -> tuple[list[Episode
     chosen = set(order[:held_back].tolist())
     training = [episode for number, episode in enumerate(episodes) if number not in chosen]
     return training, [episodes[number] for number in sorted(chosen)]
+
+
+def load_orders(config: TrainConfig) -> Orders | None:
+    """The scenes to order, of the split's tasks that are not left out; None without `config.scenes`."""
+    if config.scenes is None:
+        return None
+    split = "paper" if config.split == "none" else config.split
+    tasks = [task for task in train_tasks(split) if task not in config.leave_out]
+    return Orders(Scenes(config.scenes, tasks), tasks, config.leave_out)
 
 
 def make_sampler(
@@ -467,7 +492,7 @@ def adapter_metadata(
 ) -> dict[str, Any]:
     """What vlm_reward.json says beside backbone and cameras."""
     return {
-        "objective": config.objective,
+        "objective": config.name,
         "preset": config.preset,
         "seed": config.seed,
         "hyper": hyper,

@@ -1,0 +1,211 @@
+"""Which of two images of a scene is nearer to what a sentence says, by what the simulator knows of both.
+
+The shards of `training.scenes` in memory, sentences that order their images, and the loss that makes scores
+follow: the third stage of `training.pretrain`, and `training.train --scenes`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.captions import WORDS, rankings, sentences
+from training.language import is_held_out
+from training.scenes import STATE
+
+GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
+GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
+"""Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
+
+
+class Scenes:
+    """All shards of some tasks, in memory, with one table of facts.
+
+    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell.
+    """
+
+    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
+        files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
+        missing = set(tasks) - {file.stem.partition("-")[2] for file in files}
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
+            )
+        index: dict[str, int] = {}
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "group")}
+        rows: list[tuple[int, np.ndarray, np.ndarray]] = []
+        task_facts: dict[str, set[int]] = {}
+        tasks_of: list[np.ndarray] = []
+        for number, file in enumerate(files):
+            with np.load(file) as shard:
+                header = json.loads(str(shard["header"]))
+                ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
+                true, false = ids[shard["true"]], ids[shard["false"]]
+                parts["frames"].append(shard["frames"])
+                parts["state"].append(shard["state"])
+                parts["points"].append(shard["points"])
+                parts["group"].append(shard["episode"].astype(np.int64) + number * 100_000)
+                rows.append((len(true), true, false))
+                seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
+                task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
+                tasks_of.append(np.full(len(true), tasks.index(header["task"])))
+        self.facts = list(index)
+        self.task = np.concatenate(tasks_of)
+        self.frames = np.concatenate(parts["frames"])
+        self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
+        self.group = np.concatenate(parts["group"])
+        self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
+        for t, task in enumerate(tasks):  # what is said of other scenes only is false here
+            columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
+            self.known[np.ix_(self.task == t, columns)] = 0
+        start = 0
+        for count, true, false in rows:
+            for ids, value in ((false, -1), (true, 1)):
+                row, column = np.nonzero(ids >= 0)
+                self.known[start + row, ids[row, column]] = value
+            start += count
+
+        self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
+        self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def own_false(self, row: int) -> np.ndarray:
+        """Facts that hold in other images of the same task, but not in this one."""
+        return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
+
+
+def split_sentences(fact: str) -> tuple[list[str], list[str]]:
+    """The paraphrases of a fact to train on, and those kept for tests (each fifth)."""
+    said = list(sentences(fact))
+    if fact.startswith("state:"):
+        return said, []  # few and wanted
+    return [s for i, s in enumerate(said) if i % 5 != 4], [s for i, s in enumerate(said) if i % 5 == 4]
+
+
+def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.ndarray:
+    """Each frame moved by up to `reach` pixels; its border repeats."""
+    size = frames.shape[1]
+    out = np.empty_like(frames)
+    moves = rng.integers(-reach, reach + 1, (len(frames), 2))
+    base = np.arange(size)
+    for i, (dy, dx) in enumerate(moves):
+        out[i] = frames[i][np.clip(base + dy, 0, size - 1)][:, np.clip(base + dx, 0, size - 1)]
+    return out
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A sentence and how true it is of each image of its group.
+
+    Args:
+        group: which group of the batch.
+        sentence: what is said.
+        values: [G], higher is truer; NaN where nobody knows.
+        gap: values nearer than this count as equal.
+    """
+
+    group: int
+    sentence: str
+    values: np.ndarray
+    gap: float
+
+
+class Orders:
+    """Groups of images of one scene, and sentences that order them.
+
+    Args:
+        scenes: the images.
+        tasks: the training tasks that they are of.
+        unasked: training tasks that stand in for the unseen: nobody asks for their goals, as nobody asks for a
+            held-out task's; statements remain.
+
+    Raises:
+        ValueError: a sentence says what a held-out task asks for.
+    """
+
+    def __init__(self, scenes: Scenes, tasks: Sequence[str], unasked: Sequence[str] = ()) -> None:
+        self.scenes = scenes
+        kinds = [rankings(task) for task in tasks]
+        facts = [*scenes.facts, *(fact for each in kinds for kind in each for fact, *_ in kind)]
+        self.said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(facts)}
+        goals = {WORDS[task].end[0] for task in unasked} - {WORDS[task].end[0] for task in tasks}
+        for goal in goals:
+            if f"state:{goal}" in self.said:
+                stated = [s for s in self.said[f"state:{goal}"] if s.startswith(("the ", "a ", "an "))]
+                self.said[f"state:{goal}"] = stated
+                self.said.pop(f"ask:{goal}", None)
+        self.kinds = [
+            tuple(kept for kind in each if (kept := tuple(one for one in kind if one[0] in self.said)))
+            for each in kinds
+        ]
+        if held := [s for each in self.said.values() for s in each if is_held_out(s)]:
+            raise ValueError(f"training text says what a held-out task asks for: {held}")
+
+    def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
+        """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group."""
+        rows_of, choose = self.scenes.rows, rng.choice
+        tasks = choose(len(rows_of), groups, replace=groups > len(rows_of))
+        rows = [choose(rows_of[task], size, replace=False) for task in tasks]
+        ranked = []
+        for group, task in enumerate(tasks):
+            for kind in self.kinds[task]:
+                fact, name, sign = kind[rng.integers(len(kind))]
+                values = measured(self.scenes.state[rows[group]], name, sign)
+                ranked.append(Ranked(group, str(choose(self.said[fact])), values, GAPS[name]))
+        return np.concatenate(rows), ranked
+
+
+def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tensor:
+    """`order_loss` of what `Orders.draw` drew.
+
+    Args:
+        images: [groups * size, D], unit norm, in the order of the rows.
+        texts: [R, D], unit norm, of the R sentences.
+        ranked: the R of them.
+    """
+    size = len(ranked[0].values)
+    own = images.reshape(-1, size, images.shape[1])[[one.group for one in ranked]]  # [R, G, D]
+    values = torch.from_numpy(np.stack([one.values for one in ranked])).to(images.device)
+    gaps = torch.tensor([one.gap for one in ranked], device=images.device)
+    return order_loss((own @ texts[..., None])[..., 0], values, gaps)
+
+
+def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
+    """How true a sentence of `training.captions.rankings` is of some states [N, len(STATE)]: [N].
+
+    Who asks for a state wants the hand to be there too, as long as the state is not reached: at first half as
+    much as the state itself.
+    """
+    base = state[:, STATE.index(name.removeprefix("asked "))]
+    if not name.startswith("asked "):
+        return sign * base
+    whole = 1.0 if name == "asked fraction" else 1.5  # of a mechanism; 30 cm for an object
+    share = np.clip(base / whole, 0, 1)
+    reached = share if sign > 0 else 1 - share
+    return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
+
+
+def order_loss(scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0) -> Tensor:
+    """Bradley-Terry: of two images, the one with the higher value has the higher score.
+
+    A fixed, small scale: a growing one would be content with ever smaller differences of the cosine.
+
+    Args:
+        scores: [R, G], cosines of R sentences and the G images each orders.
+        values: [R, G], how true each is; NaN where nobody knows.
+        gaps: [R], values nearer than this count as equal.
+        scale: of the scores.
+
+    Returns:
+        Mean of log(1 + exp(-scale * (better - worse))) over all pairs that differ; 0 where none does.
+    """
+    better = values[:, :, None] - values[:, None, :] > gaps[:, None, None]
+    each = F.softplus(scale * (scores[:, None, :] - scores[:, :, None]))
+    return (each * better).sum() / better.sum().clamp(min=1)
