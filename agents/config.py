@@ -35,8 +35,31 @@ PPO_DEFAULTS: dict[str, Any] = {
 DEFAULTS = {"sac": SAC_DEFAULTS, "ppo": PPO_DEFAULTS}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """From frames to the reward that an agent sees."""
+
+    instruction: str | None = None
+    """What the robot should do; the task's sentence when not given (of a dataset: each episode's own)."""
+    transform: Transform = "raw"
+    """Scores to reward: the score; its difference to the step before; potential-based shaping of what
+    `--add` gives; or the score regularised by the sentence `--baseline`."""
+    baseline: str = "a robot arm at a table"
+    """With goal-baseline: the scene without the goal."""
+    baseline_strength: float = 0.5
+    """With goal-baseline: 0 is the plain score, 1 looks along the line from baseline to goal alone."""
+    add: Literal["none", "sparse", "dense"] = "none"
+    """Add the environment's own reward to the learned one."""
+    add_weight: float = 1.0
+    """Weight of what `--add` adds."""
+    reward_scale: float = 1.0
+    """The agent sees the learned reward times this; logs and results do not."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where the reward model runs; the agent is small and stays on the CPU."""
+
+
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(RewardConfig):
     """Train an agent on one Meta-World task, on the reward of your choice."""
 
     algo: Literal["sac", "ppo"] = "sac"
@@ -51,31 +74,14 @@ class AgentConfig:
     seed: int = 0
     """Of the networks, the exploration and the episodes."""
 
-    instruction: str | None = None
-    """What the robot should do; the task's sentence when not given."""
     backbone: str = "siglip2-tiny"
     """What `--reward zero-shot` scores with."""
     cameras: tuple[str, ...] = ()
     """Views to score, out of the model's; all of them when not given. Rendering costs most of a step."""
-    transform: Transform = "raw"
-    """Scores to reward: the score; its difference to the step before; potential-based shaping of what
-    `--add` gives; or the score regularised by the sentence `--baseline`."""
-    baseline: str = "a robot arm at a table"
-    """With goal-baseline: the scene without the goal."""
-    baseline_strength: float = 0.5
-    """With goal-baseline: 0 is the plain score, 1 looks along the line from baseline to goal alone."""
     score_every: int = 1
     """Render and score each k-th step, and hold the score between."""
-    add: Literal["none", "sparse", "dense"] = "none"
-    """Add the environment's own reward to the learned one."""
-    add_weight: float = 1.0
-    """Weight of what `--add` adds."""
-    reward_scale: float = 1.0
-    """The agent sees the learned reward times this; logs and results do not."""
     monitor: str | None = None
     """With dense or sparse reward: a checkpoint whose score is logged as the learned return, unused."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where the reward model runs; the agent is small and stays on the CPU."""
 
     horizon: int = 150
     """Steps of an episode; it is truncated, never terminated."""

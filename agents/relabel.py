@@ -12,15 +12,15 @@ the first of an episode), `starts` and `lengths` int64 [episodes].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.config import AgentConfig, Transform
+from agents.config import AgentConfig, RewardConfig
 from agents.replay import load_transitions, open_frames
 from agents.rewards import agent_reward, encoder_of, load_scorer, shaping
 from eval.metrics import spearman
@@ -34,7 +34,7 @@ CHUNK = 256  # timesteps scored at once
 
 
 @dataclass(frozen=True)
-class RelabelConfig:
+class RelabelConfig(RewardConfig):
     """Reward stored transitions or demonstrations again."""
 
     source: Annotated[str, tyro.conf.Positional]
@@ -43,24 +43,8 @@ class RelabelConfig:
     """A checkpoint, zero-shot, or (for a run) dense or sparse."""
     output: Path
     """The .npz file to write."""
-    transform: Transform = "raw"
-    """As in agents.train."""
-    instruction: str | None = None
-    """The sentence; the run's own, or that of each episode of a dataset, when not given."""
-    baseline: str = "a robot arm at a table"
-    """As in agents.train."""
-    baseline_strength: float = 0.5
-    """As in agents.train."""
-    add: Literal["none", "sparse", "dense"] = "none"
-    """As in agents.train."""
-    add_weight: float = 1.0
-    """As in agents.train."""
-    reward_scale: float = 1.0
-    """As in agents.train."""
     gamma: float | None = None
     """Discount of potential-based shaping; the run's own, or 0.99, when not given."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where the reward model runs."""
 
 
 def main(options: RelabelConfig) -> None:
@@ -76,22 +60,11 @@ def main(options: RelabelConfig) -> None:
 
 def reward_settings(options: RelabelConfig, of: AgentConfig) -> AgentConfig:
     """The settings `of` a run, with the new reward."""
-    return replace(
-        of,
-        reward=options.reward,
-        transform=options.transform,
-        instruction=of.instruction if options.instruction is None else options.instruction,
-        baseline=options.baseline,
-        baseline_strength=options.baseline_strength,
-        add=options.add,
-        add_weight=options.add_weight,
-        reward_scale=options.reward_scale,
-        gamma=of.gamma if options.gamma is None else options.gamma,
-        device=options.device,
-        monitor=None,
-        keep_frames=False,
-        label=None,
-    )
+    new = {field.name: getattr(options, field.name) for field in fields(RewardConfig)}
+    for name in ("instruction", "gamma"):
+        given = getattr(options, name)
+        new[name] = getattr(of, name) if given is None else given
+    return replace(of, reward=options.reward, monitor=None, keep_frames=False, label=None, **new)
 
 
 def relabel_run(run: Path, options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
