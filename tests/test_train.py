@@ -28,6 +28,7 @@ from training.train import (
     main,
     read_state,
     split_episodes,
+    ten_of,
     train,
 )
 from vlm_reward._jobs import stop_on_interrupt
@@ -64,6 +65,27 @@ def config(
         device="cpu",
         tensorboard=False,
     )
+
+
+def test_the_kept_adapter_is_best_in_what_was_asked_for(config: TrainConfig) -> None:
+    config = replace(config, select="voc+listening", samples=160, learning_rate=1e-2, validate_every=4)
+    done = train(config)
+    assert all(0 <= row["val_listening"] <= 1 for row in done.history)
+    assert len({row["val_listening"] for row in done.history}) > 1
+    assert done.best == max(
+        done.history[1:], key=lambda row: (row["val_voc"] + row["val_listening"], -row["val_loss"])
+    )
+    model = RewardModel.from_pretrained(done.folder)
+    assert model.metadata["validation"] == done.best
+
+
+def test_ten_sentences_begin_with_the_right_one() -> None:
+    said = [f"sentence {i}" for i in range(20)]
+    ten = ten_of(said, "sentence 3")
+    assert ten[0] == "sentence 3"
+    assert len(set(ten)) == 10
+    assert ten == ten_of(said, "sentence 3") != ten_of(said, "sentence 4")
+    assert ten_of(["a"], "a") == ["a"]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

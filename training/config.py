@@ -60,6 +60,10 @@ class TrainConfig:
     """Which are held back: the same for all seeds unless changed."""
     validate_every: int | None = None
     """Validate every so many steps beside the end of each epoch."""
+    select: Literal["voc", "voc+listening"] = "voc"
+    """What the kept adapter is best in: validation VOC, as in the paper; or the mean of it and of how often the
+    right sentence of ten scores highest at the end of a held-back trajectory. Finetuning raises the first and
+    lowers the second."""
     save_every: int = 500
     """Save the training state every so many steps beside each validation."""
 

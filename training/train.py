@@ -21,6 +21,7 @@ import shlex
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -37,7 +38,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from eval.metrics import voc
+from eval.metrics import top1_of_k, voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
 from training.order import Orders, Scenes, ranked_loss, shifted
@@ -62,7 +63,8 @@ class TrainResult:
         folder: the adapter with the best validation score, beside it train_log.json.
         steps: steps done, of `total_steps`.
         total_steps: steps of the whole run.
-        best: step, val_voc (mean multi-view VOC) and val_loss of the kept adapter; empty without validation.
+        best: of the kept adapter, its step, val_voc (mean multi-view VOC), val_listening (how often the right
+            sentence of ten wins at the end, per view) and val_loss; empty without validation.
         history: the same after each validation; the first, at step 0, is the backbone's own.
         loss: of the last step.
         seconds: spent in training steps, validation apart.
@@ -184,7 +186,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         return ranked_loss(images, texts[[said.index(one.sentence) for one in ranked]], ranked)
 
     def validate() -> dict[str, float]:
-        vocs = []
+        vocs, heard = [], []
+        said = sorted({episode.instruction for episode in cache.episodes})
         with torch.no_grad():
             for episode in held_back:
                 frames = cache.frames[episode.rows].reshape(-1, cache.size, cache.size, 3)
@@ -198,15 +201,22 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                                 accelerator,
                             )
                         )
-                    text = encoder.encode_text([episode.instruction])[0]
-                scores = cosine(torch.cat(parts), text).reshape(-1, cache.views)
+                    texts = encoder.encode_text(ten_of(said, episode.instruction))
+                images = torch.cat(parts)
+                scores = cosine(images, texts[0]).reshape(-1, cache.views)
                 if not scores.isfinite().all():
                     raise FloatingPointError(
                         diverged(config, hyper, progress.step, math.nan, math.nan, state_file)
                     )
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
+                heard.append(top1_of_k(cosine(images[-cache.views :, None], texts).cpu().numpy()).mean())
             losses = [loss_of(batch).item() for batch in held_back_batches]
-        return {"step": progress.step, "val_voc": float(np.mean(vocs)), "val_loss": float(np.mean(losses))}
+        return {
+            "step": progress.step,
+            "val_voc": float(np.mean(vocs)),
+            "val_listening": float(np.mean(heard)),
+            "val_loss": float(np.mean(losses)),
+        }
 
     def save_adapter() -> None:
         model.metadata["trained_steps"] = progress.step
@@ -220,21 +230,25 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                 os.replace(earlier, card)
             earlier.unlink(missing_ok=True)
 
+    def merit(row: dict[str, float]) -> tuple[float, float]:
+        heard = row["val_listening"] if config.select == "voc+listening" else 0.0
+        return row["val_voc"] + heard, -row["val_loss"]
+
     def keep(row: dict[str, float]) -> None:
         """Note a validation; keep the adapter if it is the best so far (step 0, the backbone, never is)."""
         progress.history.append(row)
-        score = (row["val_voc"], -row["val_loss"])
-        best = row["step"] and (
-            not progress.best or score > (progress.best["val_voc"], -progress.best["val_loss"])
-        )
+        best = row["step"] and (not progress.best or merit(row) > merit(progress.best))
         if best:
             progress.best = row
         if main:
-            voc_, loss = 100 * row["val_voc"], row["val_loss"]
-            tqdm.write(f"step {progress.step} of {total}: validation VOC {voc_:.1f}, loss {loss:.4f}")
+            voc_, right, loss = 100 * row["val_voc"], row["val_listening"], row["val_loss"]
+            tqdm.write(
+                f"step {progress.step} of {total}: validation VOC {voc_:.1f}, right sentence {right:.0%}, "
+                f"loss {loss:.4f}"
+            )
             if board:
-                board.add_scalar("validation/voc", row["val_voc"], progress.step)
-                board.add_scalar("validation/loss", row["val_loss"], progress.step)
+                for name in ("voc", "listening", "loss"):
+                    board.add_scalar(f"validation/{name}", row[f"val_{name}"], progress.step)
             if best:
                 model.metadata["validation"] = row
                 save_adapter()
@@ -384,6 +398,13 @@ def make_sampler(
         return PaperSampler(objective, episodes, views, batch_size=config.batch_size, **common)
     size = {"trajectories": config.group_trajectories, "frames": config.group_frames}
     return GroupedSampler(objective, episodes, views, **size, **common)
+
+
+def ten_of(said: Sequence[str], right: str) -> list[str]:
+    """The right sentence, then nine others of `said` (all, if there are fewer): always the same ones."""
+    wrong = [sentence for sentence in said if sentence != right]
+    rng = np.random.default_rng(zlib.crc32(right.encode()))
+    return [right, *rng.permutation(wrong)[:9].tolist()]
 
 
 def encode_frames(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
