@@ -32,9 +32,8 @@ def growth(work: Callable[[], object], warm: int, count: int) -> float:
 
 
 def test_growth_sees_a_leak():
-    kept: list[
-        mmap.mmap
-    ] = []  # pages of their own: the allocator may have freed ones left from earlier tests
+    # Pages of their own: the allocator may have freed ones left from earlier tests.
+    kept: list[mmap.mmap] = []
 
     def leak() -> None:
         kept.append(mmap.mmap(-1, MEGABYTE))

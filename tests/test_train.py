@@ -284,7 +284,7 @@ def test_scenes_are_ordered_beside_the_objective(
     tasks = ("window-open-v3", "push-v3")
     monkeypatch.setattr("training.train.train_tasks", lambda split: tasks)
     config = replace(config, split="none", samples=160, order_groups=2, learning_rate=1e-2)
-    orders = Orders(Scenes(shards, list(tasks)), tasks)
+    orders = Orders(Scenes(shards, tasks))
 
     def loss(folder: Path) -> float:
         model = RewardModel.from_pretrained(folder)

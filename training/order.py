@@ -23,6 +23,16 @@ GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
 """Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
 
 
+def shards_of(folder: Path, tasks: Sequence[str]) -> list[Path]:
+    """The files of `training.scenes` that show these tasks; FileNotFoundError when one has none."""
+    files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
+    if missing := set(tasks) - {file.stem.partition("-")[2] for file in files}:
+        raise FileNotFoundError(
+            f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
+        )
+    return files
+
+
 class Scenes:
     """All shards of some tasks, in memory, with one table of facts.
 
@@ -30,18 +40,14 @@ class Scenes:
     """
 
     def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
-        missing = set(tasks) - {file.stem.partition("-")[2] for file in files}
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
-            )
+        files = shards_of(folder, tasks)
+        self.tasks = tuple(tasks)
         index: dict[str, int] = {}
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "group")}
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points")}
         rows: list[tuple[int, np.ndarray, np.ndarray]] = []
         task_facts: dict[str, set[int]] = {}
         tasks_of: list[np.ndarray] = []
-        for number, file in enumerate(files):
+        for file in files:
             with np.load(file) as shard:
                 header = json.loads(str(shard["header"]))
                 ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
@@ -49,7 +55,6 @@ class Scenes:
                 parts["frames"].append(shard["frames"])
                 parts["state"].append(shard["state"])
                 parts["points"].append(shard["points"])
-                parts["group"].append(shard["episode"].astype(np.int64) + number * 100_000)
                 rows.append((len(true), true, false))
                 seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
                 task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
@@ -58,7 +63,6 @@ class Scenes:
         self.task = np.concatenate(tasks_of)
         self.frames = np.concatenate(parts["frames"])
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
-        self.group = np.concatenate(parts["group"])
         self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
         for t, task in enumerate(tasks):  # what is said of other scenes only is false here
             columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
@@ -91,13 +95,14 @@ def split_sentences(fact: str) -> tuple[list[str], list[str]]:
 
 def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.ndarray:
     """Each frame moved by up to `reach` pixels; its border repeats."""
-    size = frames.shape[1]
-    out = np.empty_like(frames)
     moves = rng.integers(-reach, reach + 1, (len(frames), 2))
-    base = np.arange(size)
-    for i, (dy, dx) in enumerate(moves):
-        out[i] = frames[i][np.clip(base + dy, 0, size - 1)][:, np.clip(base + dx, 0, size - 1)]
-    return out
+    return np.stack([moved(frame, up, left) for frame, (up, left) in zip(frames, moves, strict=True)])
+
+
+def moved(frame: np.ndarray, up: int, left: int) -> np.ndarray:
+    """A frame [S, S, 3] moved by so many pixels; its border repeats."""
+    base, last = np.arange(len(frame)), len(frame) - 1
+    return frame[np.clip(base + up, 0, last)][:, np.clip(base + left, 0, last)]
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,6 @@ class Orders:
 
     Args:
         scenes: the images.
-        tasks: the training tasks that they are of.
         unasked: training tasks that stand in for the unseen: nobody asks for their goals, as nobody asks for a
             held-out task's; statements remain.
 
@@ -130,12 +134,12 @@ class Orders:
         ValueError: a sentence says what a held-out task asks for.
     """
 
-    def __init__(self, scenes: Scenes, tasks: Sequence[str], unasked: Sequence[str] = ()) -> None:
+    def __init__(self, scenes: Scenes, unasked: Sequence[str] = ()) -> None:
         self.scenes = scenes
-        kinds = [rankings(task) for task in tasks]
+        kinds = [rankings(task) for task in scenes.tasks]
         facts = [*scenes.facts, *(fact for each in kinds for kind in each for fact, *_ in kind)]
         self.said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(facts)}
-        goals = {WORDS[task].end[0] for task in unasked} - {WORDS[task].end[0] for task in tasks}
+        goals = {WORDS[task].end[0] for task in unasked} - {WORDS[task].end[0] for task in scenes.tasks}
         for goal in goals:
             if f"state:{goal}" in self.said:
                 stated = [s for s in self.said[f"state:{goal}"] if s.startswith(("the ", "a ", "an "))]

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vlm_reward._jobs import BAR_SECONDS
+
 
 def run_jobs(
     function: Callable[[Any], object], jobs: Sequence[Any], *, workers: int, unit: str, done: int = 0
@@ -32,7 +34,7 @@ def run_jobs(
             total=done + len(jobs),
             initial=done,
             unit=unit,
-            mininterval=1,
+            mininterval=BAR_SECONDS,
         )
         try:
             for future in bar:

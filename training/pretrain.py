@@ -43,7 +43,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProce
 from training.language import Teacher, instructions, is_held_out, lessons, make_tokenizer, words
 from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
 from training.scenes import POINTS, STATE
-from vlm_reward._jobs import keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.preprocess import preprocess
 from vlm_reward.tasks import train_tasks
 
@@ -268,7 +268,7 @@ def pretrain(config: Config) -> None:
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
     config.work.mkdir(parents=True, exist_ok=True)
 
-    orders = Orders(scenes, tasks, config.stand_ins)
+    orders = Orders(scenes, config.stand_ins)
     captions = sorted({s for each in orders.said.values() for s in each})
     taught_lessons = lessons(50_000, config.seed)
     if held := [asked for asked, *_ in taught_lessons if is_held_out(asked)]:
@@ -311,7 +311,7 @@ def pretrain(config: Config) -> None:
     ordering = config.text_steps + config.steps  # the first step of the third stage
     total = ordering + config.order_steps
     began, shown = time.monotonic(), {}
-    bar = tqdm(initial=step, total=total, mininterval=5, unit="step")
+    bar = tqdm(initial=step, total=total, mininterval=BAR_SECONDS, unit="step")
     with stop_on_interrupt() as stop:
         while step < total and not stop() and time.monotonic() - began < config.max_seconds:
             rng = np.random.default_rng((config.seed, step))

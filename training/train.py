@@ -41,7 +41,7 @@ from tqdm import tqdm
 from eval.metrics import top1_of_k, voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
-from training.order import Orders, Scenes, ranked_loss, shifted
+from training.order import Orders, Scenes, moved, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.encoder import DualEncoder
@@ -114,6 +114,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     hyper = hyper_parameters(config, objective)
     folder, state_file = config.folder, config.folder / "state.safetensors"
     check_folder(config, state_file)
+    if config.scenes:
+        shards_of(config.scenes, scene_tasks(config))
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -125,7 +127,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
-    orders = load_orders(config)
+    orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out) if config.scenes else None
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -185,10 +187,15 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             texts = joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
         return ranked_loss(images, texts[[said.index(one.sentence) for one in ranked]], ranked)
 
+    said = sorted({episode.instruction for episode in cache.episodes})
+    tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
+    asked = sorted({sentence for ten in tens.values() for sentence in ten})
+
     def validate() -> dict[str, float]:
         vocs, heard = [], []
-        said = sorted({episode.instruction for episode in cache.episodes})
         with torch.no_grad():
+            with autocast():
+                text = dict(zip(asked, encoder.encode_text(asked), strict=True))
             for episode in held_back:
                 frames = cache.frames[episode.rows].reshape(-1, cache.size, cache.size, 3)
                 parts = []
@@ -201,8 +208,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                                 accelerator,
                             )
                         )
-                    texts = encoder.encode_text(ten_of(said, episode.instruction))
                 images = torch.cat(parts)
+                texts = torch.stack([text[sentence] for sentence in tens[episode.instruction]])
                 scores = cosine(images, texts[0]).reshape(-1, cache.views)
                 if not scores.isfinite().all():
                     raise FloatingPointError(
@@ -380,13 +387,10 @@ def split_episodes(cache: FrameCache, config: TrainConfig) -> tuple[list[Episode
     return training, [episodes[number] for number in sorted(chosen)]
 
 
-def load_orders(config: TrainConfig) -> Orders | None:
-    """The scenes to order, of the split's tasks that are not left out; None without `config.scenes`."""
-    if config.scenes is None:
-        return None
+def scene_tasks(config: TrainConfig) -> list[str]:
+    """Whose scenes are ordered: the split's training tasks that are not left out."""
     split = "paper" if config.split == "none" else config.split
-    tasks = [task for task in train_tasks(split) if task not in config.leave_out]
-    return Orders(Scenes(config.scenes, tasks), tasks, config.leave_out)
+    return [task for task in train_tasks(split) if task not in config.leave_out]
 
 
 def make_sampler(
@@ -470,12 +474,12 @@ def jitter(
 
     What is drawn for a frame depends on `seed` and on its place in the batch (`places` [M]) alone.
     """
-    reach, last = round(shift * frames.shape[1]), frames.shape[1] - 1
+    reach = round(shift * frames.shape[1])
     out = np.empty_like(frames)
     for frame, place, changed in zip(frames, places, out, strict=True):
         generator = np.random.default_rng([seed, int(place)])
-        y, x = np.clip(np.arange(last + 1) + generator.integers(-reach, reach + 1, (2, 1)), 0, last)
-        changed[:] = np.clip(frame[y][:, x] * generator.uniform(1 - brightness, 1 + brightness), 0, 255)
+        there = moved(frame, *generator.integers(-reach, reach + 1, 2))
+        changed[:] = np.clip(there * generator.uniform(1 - brightness, 1 + brightness), 0, 255)
     return out
 
 

@@ -468,19 +468,17 @@ class DualEncoder(nn.Module):
             raise ValueError("this encoder has an adapter already; load the backbone anew for another one")
 
 
-def check_device(device: str | torch.device) -> torch.device:
-    """The device; a ValueError that says what there is when this machine does not have it."""
+def check_device(device: str | torch.device) -> None:
+    """ValueError when this machine does not have the device; it says which there are."""
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is none that PyTorch knows ({error})") from error
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    count = torch.accelerator.device_count() if accelerator else 0
-    there = ["cpu", *(f"{accelerator.type}:{i}" for i in range(count) if accelerator)]
-    known = {"cpu", "meta"} | ({accelerator.type} if accelerator else set())
-    if wanted.type not in known or (wanted.type not in ("cpu", "meta") and (wanted.index or 0) >= count):
+    accelerator = torch.accelerator.current_accelerator()
+    kind = accelerator.type if accelerator else ""
+    there = ["cpu", *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
+    if wanted.type != "cpu" and f"{wanted.type}:{wanted.index or 0}" not in there:
         raise ValueError(f"this machine has no device {device}; it has {', '.join(there)}")
-    return wanted
 
 
 def locate(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
