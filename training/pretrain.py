@@ -82,7 +82,7 @@ class Config:
     """Sentences a step of the first stage."""
     steps: int = 3400
     """Steps of the second stage."""
-    order_steps: int = 4500
+    order_steps: int = 6600
     """Steps of the third stage."""
     order_rate: float = 0.6
     """Peak learning rate of the third stage, as a share of the second's."""
