@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 install: $(VENV)/.installed .ci/.system
 
 demo: install
-	$(BIN)/python -m eval.demo
+	$(BIN)/vlm-reward demo
 
 test: install lint
 	$(BIN)/python -m pytest

@@ -26,10 +26,10 @@ from agents.agent import act, load_agent
 from agents.config import AgentConfig
 from agents.environments import make_task_env
 from agents.rewards import load_scorer, shaping
-from eval.metrics import spearman
 from vlm_reward._film import write_film
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.metrics import spearman
 from vlm_reward.wrappers import Scorer, VLMRewardWrapper
 
 DURING_TRAINING, AT_THE_END = 1_000_000, 2_000_000

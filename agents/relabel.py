@@ -4,11 +4,8 @@
     python -m agents.relabel runs/explore --reward runs/siglip2-tiny/liv --output out/liv.npz
     python -m agents.train --task drawer-close-v3 --reward runs/siglip2-tiny/liv --buffer out/liv.npz
 
-    python -m agents.relabel vlm-reward/demos-paper-v0 --reward siglip2-tiny/triplet --output out/demos.npz
-
-A run gives a file of transitions with new rewards, for `--buffer`. A Minari dataset gives the arrays
-`scores` float32 [T, V], `rewards` and `env_rewards` float32 [T] (those of the step that led to the frame, 0 at
-the first of an episode), `starts` and `lengths` int64 [episodes].
+It writes the run's transitions with new rewards. Frames of a Minari or LeRobot dataset are scored by
+`vlm-reward label`.
 """
 
 from collections.abc import Sequence
@@ -23,10 +20,9 @@ from tqdm import tqdm
 from agents.config import AgentConfig, RewardConfig
 from agents.replay import load_transitions, open_frames
 from agents.rewards import agent_reward, encoder_of, load_scorer, shaping
-from eval.metrics import spearman
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.frame_cache import cached
+from vlm_reward.metrics import spearman
 from vlm_reward.transforms import Transition
 from vlm_reward.wrappers import Scorer
 
@@ -35,12 +31,12 @@ CHUNK = 256  # timesteps scored at once
 
 @dataclass(frozen=True)
 class RelabelConfig(RewardConfig):
-    """Reward stored transitions or demonstrations again."""
+    """Reward stored transitions again."""
 
-    source: Annotated[str, tyro.conf.Positional]
-    """Folder of a run with --keep-frames, or the Minari id of a dataset."""
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run with --keep-frames."""
     reward: str
-    """A checkpoint, zero-shot, or (for a run) dense or sparse."""
+    """A checkpoint, zero-shot, dense or sparse."""
     output: Path
     """The .npz file to write."""
     gamma: float | None = None
@@ -49,11 +45,7 @@ class RelabelConfig(RewardConfig):
 
 def main(options: RelabelConfig) -> None:
     """Score, write, and say how well the new reward agrees with the task's own."""
-    run = Path(options.source)
-    if run.is_dir():
-        learned, true = relabel_run(run, options)
-    else:
-        learned, true = relabel_dataset(options)
+    learned, true = relabel_run(options)
     print(f"{len(learned)} episodes: rank correlation of the new return with the true one ", end="")
     print(f"{spearman(learned, true):.3f}\nwritten: {options.output}")
 
@@ -67,7 +59,7 @@ def reward_settings(options: RelabelConfig, of: AgentConfig) -> AgentConfig:
     return replace(of, reward=options.reward, monitor=None, keep_frames=False, label=None, **new)
 
 
-def relabel_run(run: Path, options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
+def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
     """Write the transitions of a run with new rewards.
 
     Returns:
@@ -77,6 +69,7 @@ def relabel_run(run: Path, options: RelabelConfig) -> tuple[np.ndarray, np.ndarr
         FileNotFoundError: no run, no frames or no checkpoint there.
         ValueError: the frames are not of the kind that the model was trained on.
     """
+    run = options.source
     config = reward_settings(options, AgentConfig.of_run(run))
     stored = load_transitions(run / "last" / "replay.npz")
     learned = None
@@ -115,50 +108,6 @@ def relabel_run(run: Path, options: RelabelConfig) -> tuple[np.ndarray, np.ndarr
                 true.append(mine["env_rewards"][start : i + 1].sum(dtype=np.float64))
                 start = i + 1
     return np.array(new), np.array(true)
-
-
-def relabel_dataset(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Write scores and rewards of a Minari dataset; returns as `relabel_run`.
-
-    Raises:
-        FileNotFoundError: no such dataset or checkpoint.
-        ValueError: frames that the model was not trained on; a reward that is not learned.
-    """
-    config = reward_settings(options, AgentConfig())
-    if not config.learned or config.add != "none":
-        raise ValueError("a dataset can be given learned rewards alone: its own are stored in it")
-    scorer = load_scorer(config)
-    assert scorer is not None
-    encoder = encoder_of(scorer)
-    cache = cached(options.source, encoder.image_size, expect=scorer.camera_spec, resample=encoder.resample)
-    texts = [options.instruction or e.instruction for e in cache.episodes for _ in range(e.length)]
-    scores = score_all(scorer, cache.frames, texts)
-    rewards = np.zeros(len(scores), np.float32)
-    for episode in cache.episodes:
-        values = scores[episode.rows].mean(1, dtype=np.float64)
-        steps = np.arange(1, episode.length)
-        transition = Transition(
-            values[1:],
-            values[:-1],
-            cache.rewards[episode.rows][1:].astype(np.float64),
-            np.zeros(len(steps), bool),
-            steps == episode.length - 1,
-        )
-        rewards[episode.rows][1:] = config.reward_scale * shaping(config)(transition)
-    starts = np.array([episode.start for episode in cache.episodes])
-    write_arrays(
-        options.output,
-        {
-            "scores": scores,
-            "rewards": rewards,
-            "env_rewards": cache.rewards,
-            "starts": starts,
-            "lengths": np.array([episode.length for episode in cache.episodes]),
-        },
-    )
-    return np.add.reduceat(rewards, starts).astype(float), np.add.reduceat(cache.rewards, starts).astype(
-        float
-    )
 
 
 def score_all(scorer: Scorer, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:

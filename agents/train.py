@@ -37,9 +37,9 @@ from agents.environments import make_training_env
 from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
 from agents.rewards import encoder_of, load_scorer
-from eval.metrics import spearman
 from vlm_reward._jobs import replacing, stop_on_interrupt
 from vlm_reward.encoder import write_folder
+from vlm_reward.metrics import spearman
 from vlm_reward.wrappers import Scorer
 
 CHUNK = 100  # steps between two looks at Ctrl-C

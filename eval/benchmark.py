@@ -17,7 +17,7 @@ view ("1", "2", ...) and for the mean of the views ("multi"), all in per cent:
 
 The result is one JSON file with tidy `rows` and, beside them, `provenance`, one entry a checkpoint. It is
 saved after each checkpoint; a second run skips those that are done, unless they, the data or the settings
-changed.
+changed. With `--ray local` (or an address) checkpoints are scored side by side; the rows are the same.
 """
 
 import hashlib
@@ -39,7 +39,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from eval.metrics import (
+from vlm_reward._jobs import BAR_SECONDS, replacing
+from vlm_reward._parallel import run_jobs
+from vlm_reward.datasets import open_dataset
+from vlm_reward.encoder import locate, portable_name
+from vlm_reward.frame_cache import FrameCache, cached
+from vlm_reward.metrics import (
     Estimate,
     average_estimate,
     bootstrap_weights,
@@ -50,9 +55,6 @@ from eval.metrics import (
     top1_of_k,
     voc,
 )
-from vlm_reward._jobs import BAR_SECONDS, replacing
-from vlm_reward.encoder import locate, portable_name
-from vlm_reward.frame_cache import FrameCache, cached, load_dataset
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT, all_tasks, instruction, opposite
 
@@ -95,6 +97,10 @@ class BenchmarkConfig:
     """Of the pairs, the wrong sentences, the random control and the intervals."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
+    ray: str | None = None
+    """Score checkpoints side by side on a Ray cluster: local, or the address of one that shares these folders."""
+    workers: int = os.cpu_count() or 1
+    """CPUs of a local Ray cluster."""
     overwrite: bool = False
     """Score the named checkpoints again although they are done."""
 
@@ -110,60 +116,106 @@ def main(cfg: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
     """Run the benchmark; returns what it wrote to `cfg.out`: {"provenance": [...], "rows": [...]}."""
     if cfg.data_root is not None:
         os.environ["MINARI_DATASETS_PATH"] = str(cfg.data_root.resolve())
-    ids = {"expert": cfg.expert, "rollouts": cfg.rollouts} | ({"demos": cfg.demos} if cfg.demos else {})
-    datasets = {name: load_dataset(dataset) for name, dataset in ids.items()}
+    datasets = _datasets(cfg)
     settings = {
         "tasks": list(cfg.tasks),
         "data": {
-            key: f"{d.id}: {d.total_episodes} episodes, {d.total_steps} steps" for key, d in datasets.items()
+            key: f"{d.id}: {len(d.episodes)} episodes, {sum(e.length for e in d.episodes)} frames"
+            for key, d in datasets.items()
         },
         **{name: getattr(cfg, name) for name in ("n_expert", "n_pairs", "n_bootstrap", "seed")},
     }
+    names = tuple(dict.fromkeys((*cfg.zero_shot, *cfg.checkpoint)))
+    fingerprints = {name: _fingerprint(name) for name in names}  # all before any: a typo shows at once
     result = _read(cfg.out)
     done = [entry for entry in result["provenance"] if entry["settings"] == settings]
     done = {(entry["checkpoint"], entry["fingerprint"]) for entry in done if not cfg.overwrite}
+    todo: list[Job] = []
+    for name in names:
+        if (name, fingerprints[name]) in done:
+            print(f"{name}: done before, skipped (--overwrite scores it again)")
+        else:
+            controls = not todo and ("control", "") not in done
+            todo.append(Job(cfg, name, fingerprints[name], settings, controls))
 
-    caches: dict[int, dict[str, FrameCache]] = {}  # by image size
-    names = tuple(dict.fromkeys((*cfg.zero_shot, *cfg.checkpoint)))
-    fingerprints = {name: _fingerprint(name) for name in names}  # all before any: a typo shows at once
+    def gather() -> None:
+        for job in todo:
+            if job.part.exists():
+                for entry, rows in json.loads(job.part.read_text()):
+                    _add(result, cfg.out, entry, rows)
+                    _print_summary(entry, rows)
+                job.part.unlink()
+
+    left = [job for job in todo if not job.part.exists()]  # the others are of a run that was killed
     try:
-        for name in names:
-            if (name, fingerprints[name]) in done:
-                print(f"{name}: done before, skipped (--overwrite scores it again)")
-                continue
-            start = time.monotonic()
-            model = RewardModel.from_pretrained(name, device=_device(cfg.device))
-            if name in cfg.zero_shot and model.encoder.has_adapter:
-                raise ValueError(f"{name} is an adapter, not a bare backbone: give it as --checkpoint")
-            size = model.encoder.image_size
-            if size not in caches:
-                expect = model.camera_spec  # refused before a cache is built
-                caches[size] = {key: cached(d, size, cfg.cache, expect) for key, d in datasets.items()}
-            data = _task_data(cfg, caches[size])
-            estimates, notes = _score_model(cfg, name, model, caches[size], data)
-            entry = {
-                "checkpoint": name,
-                "fingerprint": fingerprints[name],
-                "settings": settings,
-                "notes": notes,
-            }
-            rows = _rows(estimates, checkpoint=name, **_identity(model))
-            _add(result, cfg.out, entry | _circumstances(start), rows)
-            _print_summary(name, estimates)
-            if ("control", "") not in done:
-                start, rows = time.monotonic(), []
-                for control in CONTROLS:
-                    estimates = _score_control(cfg, control, caches[size], data)
-                    identity = {"backbone": "none", "objective": control, "preset": "", "seed": cfg.seed}
-                    rows += _rows(estimates, checkpoint=f"control/{control}", **identity)
-                entry = {"checkpoint": "control", "fingerprint": "", "settings": settings, "notes": []}
-                _add(result, cfg.out, entry | _circumstances(start), rows)
-                done.add(("control", ""))
+        if cfg.ray:
+            gpu, kept = cfg.device != "cpu", len(todo) - len(left)
+            run_jobs(score, left, workers=cfg.workers, unit="checkpoint", done=kept, ray=cfg.ray, gpu=gpu)
+            if absent := [job.name for job in left if not job.part.exists()]:
+                raise FileNotFoundError(
+                    f"{', '.join(absent)} were scored, but what came of it is not at {cfg.out.parent}: is it "
+                    "shared with the Ray cluster?"
+                )
+        for job in () if cfg.ray else left:
+            score(job)
+            gather()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {cfg.out} has the finished checkpoints, the same command does the rest")
+        print("\ninterrupted; the finished checkpoints are kept, the same command does the rest")
         raise SystemExit(130) from None
+    finally:
+        gather()
     print(f"wrote {cfg.out}; next: python -m eval.tables --results {cfg.out}")
     return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to score, the first of them with the controls."""
+
+    cfg: BenchmarkConfig
+    name: str
+    fingerprint: str
+    settings: dict[str, Any]
+    controls: bool
+
+    @property
+    def part(self) -> Path:
+        """What came of it, until it is in the result: JSON, a list of [provenance entry, rows]."""
+        what = json.dumps([self.name, self.fingerprint, self.settings, self.controls])
+        digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+        return self.cfg.out.with_name(f".{self.cfg.out.name}.{digest}.part")
+
+
+def score(job: Job) -> None:
+    """Measure a checkpoint; writes `job.part`."""
+    cfg, start = job.cfg, time.monotonic()
+    model = RewardModel.from_pretrained(job.name, device=_device(cfg.device))
+    if job.name in cfg.zero_shot and model.encoder.has_adapter:
+        raise ValueError(f"{job.name} is an adapter, not a bare backbone: give it as --checkpoint")
+    size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
+    datasets = _datasets(cfg)
+    caches = {key: cached(data, size, cfg.cache, expect) for key, data in datasets.items()}
+    data = _task_data(cfg, caches)
+    estimates, notes = _score_model(cfg, job.name, model, caches, data)
+    entry = {"checkpoint": job.name, "fingerprint": job.fingerprint, "settings": job.settings, "notes": notes}
+    rows = _rows(estimates, checkpoint=job.name, **_identity(model))
+    parts = [(entry | _circumstances(start), rows)]
+    if job.controls:
+        start, rows = time.monotonic(), []
+        for control in CONTROLS:
+            estimates = _score_control(cfg, control, caches, data)
+            identity = {"backbone": "none", "objective": control, "preset": "", "seed": cfg.seed}
+            rows += _rows(estimates, checkpoint=f"control/{control}", **identity)
+        entry = {"checkpoint": "control", "fingerprint": "", "settings": job.settings, "notes": []}
+        parts.append((entry | _circumstances(start), rows))
+    job.part.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(job.part) as fresh:
+        fresh.write_text(json.dumps(parts))
+
+
+def _datasets(cfg: BenchmarkConfig) -> dict[str, Any]:
+    ids = {"expert": cfg.expert, "rollouts": cfg.rollouts} | ({"demos": cfg.demos} if cfg.demos else {})
+    return {name: open_dataset(dataset) for name, dataset in ids.items()}
 
 
 @dataclass(frozen=True)
@@ -297,8 +349,6 @@ def _score_model(
             scores = embed(cache, chosen.rows, task) @ model.embed_text(list(sentences)).T
             listening |= _measure_opposites(cfg, task, chosen, scores)
         estimates |= listening | _averages(listening, "average_training")
-    for note in notes:
-        print(f"{name}: {note}")
     return estimates, notes
 
 
@@ -469,17 +519,19 @@ def _add(result: dict[str, list], out: Path, entry: dict[str, Any], rows: list[d
         fresh.write_text(text)
 
 
-def _print_summary(name: str, estimates: Estimates) -> None:
-    shown = {
-        metric: 100 * e.mean
-        for (task, view, metric), e in estimates.items()
-        if (task, view) == ("average",) * 2
-    }
-    print(f"{name}: " + ", ".join(f"{metric} {mean:.1f}" for metric, mean in shown.items()))
+def _print_summary(entry: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    name = entry["checkpoint"]
+    for note in entry["notes"]:
+        print(f"{name}: {note}")
+    shown = [
+        row for row in rows if (row["checkpoint"], row["task"], row["view"]) == (name, *("average",) * 2)
+    ]
+    if shown:  # none of the controls
+        print(f"{name}: " + ", ".join(f"{row['metric']} {row['mean']:.1f}" for row in shown))
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(BenchmarkConfig, description=__doc__))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"eval.benchmark: {error}") from error

@@ -4,7 +4,7 @@
 
 Writes table1_consistency and table2_voc as Markdown (to read) and CSV (every figure with its interval, its
 number of seeds and the paper's), and listening.md and summary.md. Several seeds of an objective are averaged;
-intervals are then over seeds, otherwise over trajectories.
+intervals are then over seeds and stand in each place, otherwise over trajectories and at the averages alone.
 """
 
 import csv
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from eval.metrics import bootstrap_interval
 from vlm_reward._jobs import replacing
+from vlm_reward.metrics import bootstrap_interval
 
 METHODS = ("zero_shot", "tcn_text", "r3m", "vip_text", "vip_text+vip", "liv", "triplet")
 """The columns of the paper's tables; its SigLIP2 is the backbone as it is."""
@@ -66,8 +66,11 @@ class Cell:
     def with_std(self) -> str:
         return f"{self.mean:.1f} ± {self.std:.1f}"
 
+    def interval(self) -> str:
+        return f" [{self.low:.1f}, {self.high:.1f}]"
+
     def with_interval(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return self.plain() + self.interval()
 
 
 Cells = dict[tuple[str, str, str, str], Cell]
@@ -100,7 +103,7 @@ def main(cfg: TablesConfig) -> list[Path]:
             sheets[name] += [{"backbone": backbone, "preset": preset} | record for record in records]
     texts |= {name: _csv(records) for name, records in sheets.items()}
     for name, text in texts.items():
-        _write(cfg.out / name, text)
+        write(cfg.out / name, text)
     print(f"wrote {', '.join(texts)} in {cfg.out}")
     return [cfg.out / name for name in texts]
 
@@ -189,14 +192,11 @@ def paper_table(cells: Cells, metric: str, paper: dict) -> str:
         for column in columns:
             ours, theirs = cells.get((column, task, view, metric)), paper.get((column, task, view, metric))
             text = "-"
-            if ours:
-                text = (
-                    ours.with_interval()
-                    if task == "average"
-                    else ours.with_std()
-                    if metric == "voc"
-                    else ours.plain()
-                )
+            if ours and task == "average":
+                text = ours.with_interval()
+            elif ours:
+                text = ours.with_std() if metric == "voc" else ours.plain()
+                text += ours.interval() if ours.seeds > 1 else ""
             if theirs:
                 mean, spread = theirs
                 text += (
@@ -211,7 +211,7 @@ def paper_table(cells: Cells, metric: str, paper: dict) -> str:
         lines.append(
             ["average", "time reversed", *(cell.with_interval() if cell else "-" for cell in turned)]
         )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def paper_records(cells: Cells, metric: str, paper: dict) -> list[dict[str, Any]]:
@@ -240,7 +240,7 @@ def listening_table(cells: Cells) -> str:
         figures = [cells.get((method, task, "average", metric)) for task, metric in LISTENING.values()]
         line = [method, _seeds(cells, method), *(cell.with_interval() if cell else "-" for cell in figures)]
         lines.append([str(text) for text in line])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def summary_table(cells: Cells, paper: dict) -> str:
@@ -254,7 +254,7 @@ def summary_table(cells: Cells, paper: dict) -> str:
             if metric in PAPER_TABLES:
                 line.append(f"{theirs[0]:.1f}" if theirs else "-")
         lines.append(line)
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _columns(cells: Cells, always: Sequence[str] = ()) -> list[str]:
@@ -277,9 +277,10 @@ def _places(cells: Cells, metric: str, paper: dict) -> list[tuple[str, str]]:
     return [*sorted(both, key=lambda place: (order.index(place[0]), place[1])), AVERAGE]
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]], left: Sequence[int] = (0, 1)) -> str:
+    """A table of `lines`, the header first; the columns `left` hold words, the others figures."""
     header, *body = lines
-    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    rule = ["---" if column in left else "---:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *body)) + "\n"
 
 
@@ -292,7 +293,8 @@ def _csv(records: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as fresh:
         fresh.write_text(text)

@@ -22,7 +22,6 @@ from agents.replay import FrameStore, TracedReplayBuffer, load_transitions, open
 from agents.rewards import agent_reward, load_scorer, shaping
 from agents.train import main, train
 from tests.clock import ClockReader
-from tests.synthetic import write_dataset
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.sb3 import VLMRewardVecEnv
 
@@ -334,9 +333,9 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
 
     before = load_transitions(tmp_path / "run" / "last" / "replay.npz")
     options = relabel.RelabelConfig(
-        str(tmp_path / "run"), str(tiny_adapter_dir), tmp_path / "same.npz", transform="difference"
+        tmp_path / "run", str(tiny_adapter_dir), tmp_path / "same.npz", transform="difference"
     )
-    learned, true = relabel.relabel_run(tmp_path / "run", options)
+    learned, true = relabel.relabel_run(options)
     np.testing.assert_allclose(
         load_transitions(tmp_path / "same.npz")["rewards"], before["rewards"], atol=0.02
     )
@@ -344,7 +343,7 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     assert learned == pytest.approx([row["learned_return"] for row in rows], abs=0.02)
     assert true == pytest.approx([row["env_return"] for row in rows], rel=1e-4)
     sparse = replace(options, reward="sparse", transform="raw", output=tmp_path / "sparse.npz")
-    relabel.relabel_run(tmp_path / "run", sparse)
+    relabel.relabel_run(sparse)
     rewards = load_transitions(tmp_path / "sparse.npz")["rewards"]
     assert rewards.tolist() == before["success"].tolist()
 
@@ -360,27 +359,6 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     )
     assert len(load_transitions(started.folder / "last" / "replay.npz")["rewards"]) == 80
     assert len(json.loads((tmp_path / "r.json").read_text())) == 2
-
-
-def test_demonstrations_are_relabelled_within_their_episodes(tiny_adapter_dir, tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    monkeypatch.setenv("VLM_REWARD_CACHE", str(tmp_path / "cache"))
-    write_dataset(tmp_path / "minari", episodes=2, spec=CameraSpec(("corner", "corner3"), 32, 32))
-    file = tmp_path / "out" / "demos.npz"
-    options = relabel.RelabelConfig("test/squares-v0", str(tiny_adapter_dir), file, transform="difference")
-    learned, true = relabel.relabel_dataset(options)
-    with np.load(file) as arrays:
-        scores, rewards = arrays["scores"].mean(1), arrays["rewards"]
-        assert (arrays["starts"].tolist(), arrays["lengths"].tolist()) == ([0, 12], [12, 9])
-    assert rewards[[0, 12]].tolist() == [0, 0]
-    np.testing.assert_allclose(rewards[1:12], np.diff(scores[:12]), atol=1e-6)
-    assert learned[1] == pytest.approx(scores[20] - scores[12], abs=1e-5)
-    assert true == pytest.approx([60.5, 44])
-    with pytest.raises(ValueError, match="learned rewards alone"):
-        relabel.relabel_dataset(replace(options, reward="dense", transform="raw"))
-
-
-# Results, curves, the command line
 
 
 def test_a_row_replaces_the_one_with_its_key(tmp_path):

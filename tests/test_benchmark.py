@@ -123,8 +123,8 @@ def run(monkeypatch, tmp_path, caches):
     monkeypatch.setattr(benchmark, "cached", lambda data, size, root, expect: caches[data.id])
     monkeypatch.setattr(
         benchmark,
-        "load_dataset",
-        lambda id_: SimpleNamespace(id=id_, total_episodes=len(caches[id_].episodes), total_steps=9),
+        "open_dataset",
+        lambda id_: SimpleNamespace(id=id_, episodes=caches[id_].episodes),
     )
     base = BenchmarkConfig(
         checkpoint=("good",),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from eval.metrics import voc
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.encoder import CHECKPOINTS
 from vlm_reward.envs import behaviour, make_env
+from vlm_reward.metrics import voc
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT, train_tasks
 

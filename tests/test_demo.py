@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import demo
-from eval.demo import DemoConfig, curve, roll_out
+from vlm_reward import demo as module
+from vlm_reward.__main__ import main
 from vlm_reward.cameras import CameraSpec
+from vlm_reward.demo import demo, roll_out
 
 
 def test_demo_writes_a_picture_and_a_film(tiny_adapter_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "STEPS", 24)
-    demo.main(DemoConfig(str(tiny_adapter_dir), "drawer-close-v3", "push the drawer", tmp_path))
+    monkeypatch.setattr(module, "STEPS", 24)
+    demo(str(tiny_adapter_dir), "drawer-close-v3", "push the drawer", out=tmp_path)
     said = capsys.readouterr().out
     assert 'drawer-close-v3 (a training task) with "push the drawer"' in said
     assert "VOC of the expert (chance 0)" in said
@@ -32,12 +33,14 @@ def test_rollouts_are_the_seeds():
     assert np.array_equal(first, again)
 
 
-def test_curve_shares_its_range():
-    scores = {"a": np.array([[0.0], [1.0]]), "b": np.array([[0.5], [0.5]])}
-    assert curve(scores, "a") == "▁█"
-    assert curve(scores, "b") in ("▅▅", "▄▄")
-
-
-def test_an_unknown_checkpoint_says_so(tmp_path):
-    with pytest.raises((ValueError, OSError), match="no-such-model"):
-        demo.main(DemoConfig("no-such-model", out=tmp_path))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "no-such-model"], "no model 'no-such-model'"),
+        (["--task", "drawer-opn-v3"], "unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"),
+    ],
+)
+def test_what_is_unknown_is_said(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["demo", *arguments, "--out", str(tmp_path / "demo")])
+    assert not list(tmp_path.iterdir())

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from eval import figures
+from vlm_reward import curves
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache
 
@@ -21,8 +23,8 @@ def count(image, color):
 
 
 def test_normalise_is_min_max_over_all_curves_together():
-    curves = figures.normalise({"a": np.array([2.0, 4.0]), "b": np.array([1.0, 5.0])})
-    assert {label: curve.tolist() for label, curve in curves.items()} == {"a": [0.25, 0.75], "b": [0, 1]}
+    both = figures.normalise({"a": np.array([2.0, 4.0]), "b": np.array([1.0, 5.0])})
+    assert {label: curve.tolist() for label, curve in both.items()} == {"a": [0.25, 0.75], "b": [0, 1]}
     assert figures.normalise({"a": np.full(3, 7.0)})["a"].tolist() == [0, 0, 0]
 
 
@@ -30,7 +32,7 @@ def test_frames_lie_over_the_curves(tmp_path):
     path = tmp_path / "new" / "strip.png"
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     frames[:] = (200, 30, 180)
-    figures.frames_over_curves(frames, [0, 6, 12, 19], CURVES, path, title="open the green drawer")
+    curves.frames_over_curves(frames, [0, 6, 12, 19], CURVES, path, title="open the green drawer")
     image = pixels(path)
     assert image.shape[1] == 1350  # 9 inches at 150 dpi
     found = np.abs(image.astype(int) - (200, 30, 180)).max(axis=-1) <= 1
@@ -45,7 +47,7 @@ def test_one_strip_for_each_of_several_trajectories(tmp_path):
     colors = {"expert": (200, 30, 180), "random": (20, 220, 40)}
     frames = {label: np.full((3, 16, 16, 3), color, np.uint8) for label, color in colors.items()}
     times = {"expert": [0, 9, 19], "random": [0, 15, 29]}
-    figures.frames_over_curves(frames, times, CURVES, tmp_path / "strips.png")
+    curves.frames_over_curves(frames, times, CURVES, tmp_path / "strips.png")
     image = pixels(tmp_path / "strips.png")
     rows = {}
     for label, color in colors.items():
@@ -67,8 +69,21 @@ def test_one_strip_for_each_of_several_trajectories(tmp_path):
 def test_bad_strips_are_refused(tmp_path, changes, message):
     good = {"frames": np.zeros((2, 8, 8, 3), np.uint8), "times": [0, 5], "curves": CURVES}
     with pytest.raises(ValueError, match=message):
-        figures.frames_over_curves(**(good | changes), path=tmp_path / "strip.png")
+        curves.frames_over_curves(**(good | changes), path=tmp_path / "strip.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_curve_in_text_is_drawn_in_the_range_that_is_given():
+    assert curves.blocks(np.array([0.0, 1.0]), 0, 1) == "▁█"
+    assert curves.blocks(np.array([0.5, 0.5]), 0, 1) in ("▅▅", "▄▄")
+    assert curves.blocks(np.zeros(3), 0, 0) == "▁▁▁"
+    assert len(curves.blocks(np.arange(1000.0), 0, 999)) == 60
+
+
+def test_curves_of_every_tenth_frame_are_drawn_where_the_frames_are():
+    ax = Figure().add_subplot()
+    curves.draw(ax, {"a": np.array([1.0, 2.0, 3.0])}, every=10)
+    assert ax.lines[0].get_xydata().tolist() == [[0, 1], [10, 2], [20, 3]]
 
 
 def test_reward_curves_draw_each_checkpoint_and_view(tmp_path):

@@ -1,6 +1,5 @@
 """The frame cache holds what was recorded, refuses what does not fit, and leaves nothing half written."""
 
-import json
 import os
 import resource
 from dataclasses import replace
@@ -11,7 +10,8 @@ import pytest
 
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.frame_cache import FrameCache, build_cache, cached, fingerprint
+from vlm_reward.datasets import open_dataset
+from vlm_reward.frame_cache import FrameCache, build_cache, cached
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_cached_builds_once_and_again_when_the_dataset_changed(dataset, tmp_path
     assert again.path == first.path
     assert (again.path / "meta.json").stat().st_mtime_ns == built
     assert cached(dataset, 8, tmp_path).path != first.path
-    before = fingerprint(dataset)
+    before = open_dataset(dataset).fingerprint()
     dataset.storage.update_episode_metadata([{"kind": "random"}], [0])
-    assert fingerprint(dataset) != before
+    assert open_dataset(dataset).fingerprint() != before
     changed = cached(dataset, 16, tmp_path)
     assert changed.path != first.path
     assert changed.episodes[0].kind == "random"
@@ -93,15 +93,6 @@ def test_cache_refuses_another_camera_spec_before_it_builds(
 def test_missing_dataset_says_which_there_are_and_how_to_collect(dataset, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'test/other-v0'.*test/squares-v0.*training\.collect"):
         cached("test/other-v0", 16, tmp_path)
-
-
-def test_dataset_without_camera_spec_is_refused(dataset, tmp_path: Path) -> None:
-    meta = Path(dataset.storage.data_path, "metadata.json")
-    fields = json.loads(meta.read_text())
-    del fields["camera_spec"]
-    meta.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="no camera_spec"):
-        cached("test/squares-v0", 16, tmp_path)
 
 
 def test_truncated_missing_and_foreign_caches_are_refused(dataset, tmp_path: Path) -> None:

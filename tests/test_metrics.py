@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from eval import metrics
+from vlm_reward import metrics
 
 FEW_VALUES = st.integers(-5, 5).map(float)  # so that ties are common
 VECTORS = st.integers(2, 30).flatmap(lambda n: arrays(np.float64, n, elements=FEW_VALUES))

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eval.metrics import voc
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
@@ -32,7 +31,9 @@ from training.train import (
     train,
 )
 from vlm_reward._jobs import stop_on_interrupt
-from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
+from vlm_reward.datasets import EpisodeInfo
+from vlm_reward.frame_cache import FrameCache, cached
+from vlm_reward.metrics import voc
 from vlm_reward.reward_model import RewardModel
 
 

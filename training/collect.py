@@ -30,7 +30,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from training.parallel import run_jobs
+from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import DEFAULT_CAMERAS, DEFAULT_SIZE, CameraRig, CameraSpec
 from vlm_reward.envs import KINDS, Kind, MetaWorldTask, behaviour, make_env
 from vlm_reward.tasks import HELD_OUT, OPPOSITES, check_task, instruction, train_tasks
@@ -65,7 +65,9 @@ class Config:
     data_root: Path | None = None
     """Where Minari datasets live; default: MINARI_DATASETS_PATH, else ~/.minari/datasets."""
     workers: int = os.cpu_count() or 1
-    """Processes."""
+    """Processes; with --ray local, CPUs of the cluster."""
+    ray: str | None = None
+    """Record on a Ray cluster: local, or the address of one that shares this folder and the data root."""
     seed: int = 0
     """Seed of everything drawn. The result does not depend on the number of workers."""
     overwrite: bool = False
@@ -177,6 +179,8 @@ _WORKER = _Worker()
 
 def record(job: Job) -> None:
     """Record one episode as a Minari storage of its own at `job.path` (JPEG frames, Minari's default)."""
+    if job.path.exists():  # by a worker that died before it could say so
+        return
     env, rig = _WORKER.of(job)
     entropy = (job.seed, *job.task.encode(), KINDS.index(job.kind), job.index)
     generator = np.random.default_rng(entropy)
@@ -224,11 +228,16 @@ def collect(config: Config) -> str:
         raise FileExistsError(f"dataset {dataset_id} is at {target} already; --overwrite replaces it")
     parts = target.with_name(target.name + ".parts")
     jobs = jobs_of(config, parts)
-    _check_parts(parts, replace(config, workers=1, overwrite=False))
+    _check_parts(parts, replace(config, workers=1, ray=None, overwrite=False))
     with CameraRig(make_env(jobs[0].task), jobs[0].spec):
         pass  # a missing renderer or camera shows here, in a second, and not in every worker
     todo = [job for job in jobs if not job.path.exists()]
-    run_jobs(record, todo, workers=config.workers, unit="episode", done=len(jobs) - len(todo))
+    done = len(jobs) - len(todo)
+    run_jobs(record, todo, workers=config.workers, unit="episode", done=done, ray=config.ray)
+    if absent := [job.path for job in jobs if not job.path.exists()]:
+        raise FileNotFoundError(
+            f"{len(absent)} episodes were recorded, but are not at {parts}: is it shared with the Ray cluster?"
+        )
     _assemble(dataset_id, target, jobs, config)
     shutil.rmtree(parts)
     return dataset_id

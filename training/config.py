@@ -20,11 +20,16 @@ class TrainConfig:
     backbone: str = "siglip2-tiny"
     """Dual encoder: a name under checkpoints/, a folder or a Hub id (google/siglip2-base-patch16-224)."""
     dataset: str = "vlm-reward/demos-paper-v0"
-    """Minari id of the demonstrations (python -m training.collect)."""
+    """Demonstrations: a Minari id (python -m training.collect writes one), the folder of a Minari dataset with
+    image observations, or a LeRobotDataset v3.0 folder."""
+    views: tuple[str, ...] = ()
+    """Cameras of a dataset of your own to take, in order; all of them when not given."""
+    instruction: str | None = None
+    """The sentence of all episodes, for a dataset of your own that stores none."""
     cameras: CameraSpec = field(default_factory=CameraSpec)
-    """What the dataset must have been recorded with; it is stored with the adapter."""
+    """What a dataset of training.collect must have been recorded with; it is stored with the adapter."""
     split: Literal["paper", "strict", "none"] = "paper"
-    """Tasks the dataset may hold; `none` for data of your own that is not Meta-World."""
+    """Tasks that a dataset of Meta-World may hold; `none` for any."""
     leave_out: tuple[str, ...] = ()
     """Tasks of the dataset to leave out, as stand-ins for the unseen: choose recipes on them."""
     kinds: tuple[str, ...] = ("expert",)

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from eval.metrics import spearman, top1_of_k, voc
 from training.captions import sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.order import Scenes, split_sentences
 from vlm_reward.frame_cache import cached
+from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import instruction, opposite, train_tasks
 

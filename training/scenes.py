@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from training.captions import PALETTE, WORDS, facts
-from training.parallel import run_jobs
+from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import MetaWorldTask, expert_policy
 from vlm_reward.preprocess import resize

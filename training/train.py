@@ -3,6 +3,7 @@
     python -m training.train --objective triplet
     python -m training.train --objective triplet --sampler grouped --seed 1     # what a CPU can afford
     python -m training.train --objective triplet --sampler grouped --scenes out/scenes   # and it listens
+    python -m training.train --dataset ~/data/my_lerobot_dataset --sampler grouped       # your own demonstrations
     accelerate launch --multi_gpu --num_processes 2 -m training.train --objective liv  # or CPU processes
 
 The adapter with the best validation score is in the folder printed at the end (runs/<backbone>/...);
@@ -24,7 +25,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from eval.metrics import top1_of_k, voc
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
 from training.order import Orders, Scenes, moved, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward.datasets import EpisodeInfo, open_dataset
 from vlm_reward.encoder import DualEncoder
-from vlm_reward.frame_cache import EpisodeInfo, FrameCache, cached
+from vlm_reward.frame_cache import FrameCache, cached
+from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
 from vlm_reward.reward_model import RewardModel, auto_dtype
 from vlm_reward.similarity import cosine, multi_view
@@ -123,8 +125,11 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.accelerator.is_available())
     dtype = forward_dtype(config, accelerator)
     encoder = DualEncoder.from_pretrained(config.backbone, device=accelerator.device)
-    cache = cached(config.dataset, encoder.image_size, config.cache, config.cameras, encoder.resample)
-    check_tasks(cache, config.split)
+    data = open_dataset(config.dataset, config.views, config.instruction)
+    expect = config.cameras if data.ours else None
+    cache = cached(data, encoder.image_size, config.cache, expect, encoder.resample)
+    if data.ours:
+        check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
     orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out) if config.scenes else None
@@ -381,10 +386,16 @@ def split_episodes(cache: FrameCache, config: TrainConfig) -> tuple[list[Episode
             f"dataset {cache.dataset_id} has {len(episodes)} trajectories of kind {', '.join(config.kinds)} "
             f"(it has the kinds {kinds}), {held_back} of them for validation: none is left to train on"
         )
+    episodes = [until_success(episode, cache.success[episode.rows]) for episode in episodes]
     order = np.random.default_rng(config.validation_seed).permutation(len(episodes))
     chosen = set(order[:held_back].tolist())
     training = [episode for number, episode in enumerate(episodes) if number not in chosen]
     return training, [episodes[number] for number in sorted(chosen)]
+
+
+def until_success(episode: EpisodeInfo, success: np.ndarray) -> EpisodeInfo:
+    """A trajectory cut after its first success, bool [T]; a whole one where there is none."""
+    return replace(episode, length=int(success.argmax()) + 1) if success.any() else episode
 
 
 def scene_tasks(config: TrainConfig) -> list[str]:
@@ -516,13 +527,14 @@ def adapter_metadata(
     held_back: Sequence[EpisodeInfo],
 ) -> dict[str, Any]:
     """What vlm_reward.json says beside backbone and cameras."""
+    place = {episode.start: number for number, episode in enumerate(cache.episodes)}
     return {
         "objective": config.name,
         "preset": config.preset,
         "seed": config.seed,
         "hyper": hyper,
         "train_tasks": sorted({episode.task for episode in training}),
-        "validation_episodes": [cache.episodes.index(episode) for episode in held_back],
+        "validation_episodes": [place[episode.start] for episode in held_back],
         "protocol": config.protocol(),
     }
 

@@ -17,7 +17,7 @@ from vlm_reward._rendering import INSTALL_HINT
 DEFAULT_CAMERAS: tuple[str, ...] = ("corner", "corner4", "corner3")
 DEFAULT_SIZE = 224
 
-Profile = Literal["fast", "full"]
+Profile = Literal["fast", "full", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class CameraSpec:
         height: pixels, > 0.
         width: pixels, > 0.
         profile: `fast` renders without shadows, reflections and multisampling (about 10x the rate of
-            software rendering with them), `full` with MuJoCo's own settings.
+            software rendering with them), `full` with MuJoCo's own settings; `recorded` are frames that came
+            from elsewhere, such as real cameras.
     """
 
     cameras: tuple[str, ...] = DEFAULT_CAMERAS
@@ -80,12 +81,18 @@ class CameraRig:
 
     Raises:
         TypeError: the environment is not a MuJoCo one.
-        ValueError: a camera is not in the model (MuJoCo itself would silently show the free camera).
+        ValueError: a camera is not in the model (MuJoCo itself would silently show the free camera), or the
+            frames are `recorded` ones.
         RuntimeError: no rendering backend works; the message says what to install.
     """
 
     def __init__(self, env: gym.Env, spec: CameraSpec | None = None) -> None:
         self.spec = spec = spec or CameraSpec()
+        if spec.profile == "recorded":
+            raise ValueError(
+                f"frames of {', '.join(spec.cameras)} were recorded elsewhere, MuJoCo cannot render them: give "
+                "frames_fn"
+            )
         self._env: Any = env.unwrapped
         model = getattr(self._env, "model", None)
         if not isinstance(model, mujoco.MjModel):

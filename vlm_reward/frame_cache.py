@@ -1,4 +1,4 @@
-"""Frames of a demonstration dataset at the model's resolution, memory-mapped, so that training never decodes.
+"""Frames of a dataset at the model's resolution, memory-mapped, so that training never decodes.
 
 frames.npy   uint8   [T, V, S, S, 3]   upright, views in the order of the recorded cameras
 rewards.npy  float32 [T]               ground truth: reward of the step that led to the frame
@@ -7,7 +7,6 @@ meta.json    episodes, camera spec, dataset id, fingerprint
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import minari
 import numpy as np
@@ -23,38 +22,10 @@ from tqdm import tqdm
 
 from vlm_reward._jobs import BAR_SECONDS
 from vlm_reward.cameras import CameraSpec
+from vlm_reward.datasets import EpisodeInfo, Recording, open_dataset
 from vlm_reward.preprocess import Resample, resize
 
 FORMAT_VERSION = 1
-KINDS: tuple[str, ...] = ("expert", "random", "noisy", "mixed")
-
-
-@dataclass(frozen=True)
-class EpisodeInfo:
-    """One trajectory: rows `start : start + length` of the cache.
-
-    Args:
-        start: row of its first frame.
-        length: number of frames, steps + 1.
-        task: Meta-World task, e.g. `drawer-close-v3`.
-        instruction: the sentence, e.g. `close the green drawer`.
-        kind: who acted: `expert`, `random`, `noisy` or `mixed`.
-        seed: seed of the environment.
-        success: whether any step succeeded.
-    """
-
-    start: int
-    length: int
-    task: str
-    instruction: str
-    kind: str
-    seed: int
-    success: bool
-
-    @property
-    def rows(self) -> slice:
-        """Its rows in the cache."""
-        return slice(self.start, self.start + self.length)
 
 
 @dataclass(frozen=True)
@@ -68,7 +39,7 @@ class FrameCache:
         success: bool [T].
         episodes: in the order of the rows.
         camera_spec: as recorded, before resizing.
-        dataset_id: the Minari id.
+        dataset_id: the Minari id, or the name of its folder.
         path: its folder.
     """
 
@@ -142,7 +113,7 @@ def check_camera_spec(recorded: CameraSpec, expect: CameraSpec, name: str) -> No
 
 
 def cached(
-    dataset: minari.MinariDataset | str,
+    dataset: minari.MinariDataset | Recording | str | Path,
     size: int,
     root: str | Path | None = None,
     expect: CameraSpec | None = None,
@@ -154,43 +125,42 @@ def cached(
     that changed gets a new cache. Processes that ask for the same cache at once wait for the one that builds.
 
     Args:
-        dataset: a Minari dataset written by `training.collect`, or its id.
+        dataset: what `open_dataset` takes or gives.
         size: S, the side of a frame in pixels.
         root: folder of the caches; `$VLM_REWARD_CACHE`, else `~/.cache/vlm-reward`.
         expect: refuse, before building, a dataset recorded with another camera spec.
         resample: how the model that reads the frames resizes.
 
     Raises:
-        FileNotFoundError: no such dataset.
-        ValueError: not one of ours, or recorded with another camera spec.
+        FileNotFoundError: no such dataset, or a file of it is missing.
+        ValueError: damaged, or recorded with another camera spec.
         OSError: the disk has no room for the cache.
     """
-    dataset = load_dataset(dataset)
+    data = open_dataset(dataset)
     if expect is not None:
-        check_camera_spec(_camera_spec(dataset), expect, dataset.id)
+        check_camera_spec(data.camera_spec, expect, data.id)
     folder = Path(root or os.environ.get("VLM_REWARD_CACHE") or Path.home() / ".cache" / "vlm-reward")
-    out = (
-        folder.expanduser()
-        / f"{dataset.id.replace('/', '--')}-{size}px-{resample}-{fingerprint(dataset)[:12]}"
-    )
-    return FrameCache.open(out) if out.is_dir() else build_cache(dataset, size, out, resample)
+    name = f"{data.id.replace('/', '--')}-{size}px-{resample}-{data.fingerprint()[:12]}"
+    out = folder.expanduser() / name
+    return FrameCache.open(out) if out.is_dir() else build_cache(data, size, out, resample)
 
 
 def build_cache(
-    dataset: minari.MinariDataset | str, size: int, out: str | Path, resample: Resample = "bilinear"
+    dataset: minari.MinariDataset | Recording | str | Path,
+    size: int,
+    out: str | Path,
+    resample: Resample = "bilinear",
 ) -> FrameCache:
-    """Write the cache of a dataset to the folder `out`, one episode in memory at a time, and open it.
+    """Write the cache of a dataset to the folder `out`, at most one episode in memory at a time, and open it.
 
     It is written beside `out` and renamed when complete: a build that is killed leaves no half cache, and
     one that another process finished first is taken as it is. Arguments and errors as in `cached`.
     """
-    dataset, out = load_dataset(dataset), Path(out)
+    data, out = open_dataset(dataset), Path(out)
     if size <= 0:
         raise ValueError(f"size must be a positive number of pixels, got {size}")
-    spec = _camera_spec(dataset)
-    episodes = _episodes(dataset)
-    rows = sum(episode.length for episode in episodes)
-    shape = (rows, len(spec.cameras), size, size, 3)
+    rows = sum(episode.length for episode in data.episodes)
+    shape = (rows, len(data.camera_spec.cameras), size, size, 3)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _locked(out.with_name(out.name + ".lock")):
         if out.is_dir():
@@ -200,12 +170,12 @@ def build_cache(
         free, needed = shutil.disk_usage(out.parent).free, int(np.prod(shape))
         if free < needed:
             raise OSError(
-                f"the frame cache of {dataset.id} needs {needed / 1e9:.1f} GB, {out.parent} has "
+                f"the frame cache of {data.id} needs {needed / 1e9:.1f} GB, {out.parent} has "
                 f"{free / 1e9:.1f} GB free; make room or set VLM_REWARD_CACHE to a folder on another disk"
             )
         partial.mkdir()
         try:
-            _write(dataset, spec, episodes, shape, resample, partial)
+            _write(data, shape, resample, partial)
             os.replace(partial, out)
         except BaseException:  # a full disk, Ctrl-C: leave nothing behind
             shutil.rmtree(partial, ignore_errors=True)
@@ -213,100 +183,22 @@ def build_cache(
     return FrameCache.open(out)
 
 
-def load_dataset(dataset: minari.MinariDataset | str) -> minari.MinariDataset:
-    """The Minari dataset of this id; FileNotFoundError says which there are and how to collect one."""
-    if isinstance(dataset, minari.MinariDataset):
-        return dataset
-    try:
-        return minari.load_dataset(dataset)
-    except FileNotFoundError:
-        local = ", ".join(minari.list_local_datasets()) or "none"
-        raise FileNotFoundError(
-            f"no Minari dataset {dataset!r} on this machine (it has: {local}); collect it with "
-            f"`python -m training.collect`, or point MINARI_DATASETS_PATH at the folder that holds it"
-        ) from None
-
-
-def fingerprint(dataset: minari.MinariDataset) -> str:
-    """Hex digest of the dataset's files (names, sizes, times of change) and of the episodes it selects."""
-    digest = hashlib.sha256(np.asarray(dataset.episode_indices, np.int64).tobytes())
-    data = Path(dataset.storage.data_path)
-    for file in sorted(data.rglob("*")):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"{file.relative_to(data)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _camera_spec(dataset: minari.MinariDataset) -> CameraSpec:
-    stored = dataset.storage.metadata.get("camera_spec")
-    if stored is None:
-        raise ValueError(
-            f"dataset {dataset.id} has no camera_spec in its metadata; it was not written by training.collect"
-        )
-    return CameraSpec.from_dict(json.loads(stored))
-
-
-def _episodes(dataset: minari.MinariDataset) -> tuple[EpisodeInfo, ...]:
-    episodes, start = [], 0
-    for index, meta in zip(
-        dataset.episode_indices, dataset.storage.get_episode_metadata(dataset.episode_indices), strict=True
-    ):
-        if missing := {"task", "instruction", "kind", "seed", "success", "total_steps"} - set(meta):
-            raise ValueError(
-                f"episode {index} of {dataset.id} lacks the metadata {', '.join(sorted(missing))}"
-            )
-        if meta["kind"] not in KINDS:
-            raise ValueError(
-                f"episode {index} of {dataset.id}: kind {meta['kind']!r} is none of {', '.join(KINDS)}"
-            )
-        length = int(meta["total_steps"]) + 1
-        text, seed, success = str(meta["instruction"]), int(meta["seed"]), bool(meta["success"])
-        episodes.append(EpisodeInfo(start, length, str(meta["task"]), text, str(meta["kind"]), seed, success))
-        start += length
-    if not episodes:
-        raise ValueError(f"dataset {dataset.id} has no episodes")
-    return tuple(episodes)
-
-
-def _write(
-    dataset: minari.MinariDataset,
-    spec: CameraSpec,
-    episodes: tuple[EpisodeInfo, ...],
-    shape: tuple[int, ...],
-    resample: Resample,
-    folder: Path,
-) -> None:
+def _write(data: Recording, shape: tuple[int, ...], resample: Resample, folder: Path) -> None:
     rewards, success = np.zeros(shape[0], np.float32), np.zeros(shape[0], bool)
     # Plain writes, not a writable memory map: on a full disk these raise OSError, a map kills the process.
-    with open(folder / "frames.npy", "wb") as file:
+    title = f"frame cache {data.id} at {shape[2]} px"
+    with (
+        open(folder / "frames.npy", "wb") as file,
+        tqdm(total=shape[0], desc=title, unit="timestep", mininterval=BAR_SECONDS) as bar,
+    ):
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        progress = tqdm(
-            episodes,
-            desc=f"frame cache {dataset.id} at {shape[2]} px",
-            unit="episode",
-            mininterval=BAR_SECONDS,
-        )
-        for info, episode in zip(progress, dataset.iterate_episodes(), strict=True):
-            observations: Any = episode.observations
-            views = []
-            for camera in spec.cameras:
-                view = np.asarray(observations.get(camera))
-                if view.dtype != np.uint8 or view.shape != (info.length, spec.height, spec.width, 3):
-                    raise ValueError(
-                        f"episode {episode.id} of {dataset.id}: frames of camera {camera!r} must be uint8 "
-                        f"{[info.length, spec.height, spec.width, 3]}, got {view.dtype} {view.shape}"
-                    )
-                views.append(resize(view, shape[2], resample=resample))
-            file.write(np.stack(views, axis=1).data)
-            rewards[info.start + 1 : info.start + info.length] = episode.rewards
-            flags = np.asarray((episode.infos or {}).get("success"), np.float32)
-            if flags.shape != (info.length,):
-                raise ValueError(
-                    f"episode {episode.id} of {dataset.id}: infos need `success` [{info.length}]"
-                )
-            success[info.rows] = flags > 0
+        for chunk in data.chunks():
+            file.write(np.ascontiguousarray(resize(chunk.frames, shape[2], resample=resample)).data)
+            start = data.episodes[chunk.episode].start + chunk.start
+            rows = slice(start, start + len(chunk.frames))
+            rewards[rows], success[rows] = chunk.rewards, chunk.success
+            bar.update(len(chunk.frames))
         _sync(file)
     for name, array in (("rewards", rewards), ("success", success)):
         with open(folder / f"{name}.npy", "wb") as file:
@@ -314,12 +206,12 @@ def _write(
             _sync(file)
     meta = {
         "format_version": FORMAT_VERSION,
-        "dataset_id": dataset.id,
-        "fingerprint": fingerprint(dataset),
+        "dataset_id": data.id,
+        "fingerprint": data.fingerprint(),
         "size": shape[2],
         "resample": resample,
-        "camera_spec": spec.to_dict(),
-        "episodes": [asdict(episode) for episode in episodes],
+        "camera_spec": data.camera_spec.to_dict(),
+        "episodes": [asdict(episode) for episode in data.episodes],
     }
     with open(folder / "meta.json", "wb") as file:
         file.write(json.dumps(meta).encode())
