@@ -67,13 +67,13 @@ def test_markdown_has_the_papers_layout_and_its_numbers_beside_ours(study, tmp_p
     assert header[8:] == ["triplet (2)", "progress (1)", "oracle (1)"]
     assert [key for key in table if key[0] == TASKS[0]] == [(TASKS[0], v) for v in ("1", "2", "3", "multi")]
     assert len(table) == 14
-    assert table[TASKS[0], "1"]["triplet (2)"] == "65.0 ± 4.0 (95.5 ± 2.1)"
+    assert table[TASKS[0], "1"]["triplet (2)"] == "65.0 ± 4.0 [60.0, 70.0] (95.5 ± 2.1)"
     assert table[TASKS[0], "1"]["liv"] == "- (16.7 ± 17.9)"
     assert table[TASKS[0], "1"]["progress (1)"] == "90.0 ± 4.0"
     assert table["average", "average"]["zero_shot (1)"] == "-10.0 [-12.0, -8.0] (-18.5)"
     assert table["average", "time reversed"]["triplet (2)"].startswith("-65.0 ")
     _, table = read_table(tmp_path / "tables" / "table1_consistency.md")
-    assert table[TASKS[1], "multi"]["triplet (2)"] == "60.0 (67.0)"
+    assert table[TASKS[1], "multi"]["triplet (2)"] == "60.0 [60.0, 60.0] (67.0)"
     assert table[TASKS[1], "multi"]["oracle (1)"] == "100.0"
 
 
