@@ -10,7 +10,7 @@ import torch
 from conftest import word_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
-from transformers import AutoModel, BertConfig, CLIPConfig, Siglip2Config, SiglipConfig
+from transformers import AutoModel, BertConfig, SiglipConfig
 
 from vlm_reward import encoder as module
 from vlm_reward.encoder import DualEncoder, locate, portable_name, write_folder
@@ -115,49 +115,6 @@ def test_same_seed_same_model_and_no_global_randomness_used(make_tiny_encoder):
     for (name, a), b in zip(one.named_parameters(), same.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert not torch.equal(one.encode_text(SENTENCES), other.encode_text(SENTENCES))
-
-
-def test_clip_and_naflex_siglip2_work_alike(pixels, tmp_path):
-    tokenizer = word_tokenizer(SENTENCES, max_length=16)
-    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    text |= {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    clip = CLIPConfig(
-        text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 16}, projection_dim=8
-    )
-    naflex = Siglip2Config(
-        text_config={**text, "projection_size": 32},
-        vision_config={**tower, "num_patches": 4, "patch_size": 16},
-    )
-    for config, dim in ((clip, 8), (naflex, 32)):
-        encoder = DualEncoder.from_config(config, tokenizer, resample="bicubic").eval()
-        assert (encoder.image_size, encoder.embedding_dim, encoder.max_text_length) == (32, dim, 16)
-        images, texts = encoder(pixels, SENTENCES)
-        assert (images.shape, texts.shape) == ((6, dim), (3, dim))
-        encoder.add_lora(r=2)
-        encoder.merge_lora()
-        encoder.save_pretrained(tmp_path / config.model_type)
-        again = DualEncoder.from_pretrained(tmp_path / config.model_type)
-        assert again.resample == "bicubic"
-        assert torch.equal(again.tokenize(SENTENCES)["input_ids"], encoder.tokenize(SENTENCES)["input_ids"])
-        torch.testing.assert_close(again.encode_images(pixels), images)
-        torch.testing.assert_close(again.encode_text(SENTENCES), texts)
-
-
-def test_naflex_patches_equal_those_of_its_processor(frames):
-    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
-
-    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    tokenizer = word_tokenizer(SENTENCES, max_length=16)
-    config = Siglip2Config(
-        text_config={**tower, "vocab_size": len(tokenizer), "projection_size": 32, "bos_token_id": None},
-        vision_config={**tower, "num_patches": 4, "patch_size": 16},
-    )
-    encoder = DualEncoder.from_config(config, tokenizer).eval()
-    batch = Siglip2ImageProcessorPil(max_num_patches=4)(list(frames[0]), return_tensors="pt")
-    expected = encoder.model.get_image_features(**batch).pooler_output
-    pixels = preprocess(frames[0], size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    torch.testing.assert_close(encoder.encode_images(pixels), torch.nn.functional.normalize(expected, dim=-1))
 
 
 # LoRA
@@ -369,6 +326,17 @@ def test_missing_file(tiny_backbone_dir, tmp_path, lost, message):
     (folder / lost).unlink()
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         DualEncoder.from_pretrained(folder)
+
+
+def test_a_tokenizer_that_needs_another_package_says_which(tiny_backbone_dir, monkeypatch):
+    class Siglip:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise ImportError("SiglipTokenizer requires the SentencePiece library")
+
+    monkeypatch.setattr(module, "_tokenizer_class", lambda folder: Siglip)
+    with pytest.raises(ValueError, match=r"pip install sentencepiece.*requires the SentencePiece library"):
+        DualEncoder.from_pretrained(tiny_backbone_dir)
 
 
 def test_config_that_is_no_json_or_asks_for_remote_code(tiny_backbone_dir, tmp_path):

@@ -351,7 +351,7 @@ def test_interrupt_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_model_card", interrupt)  # the last file to be written
+    monkeypatch.setattr(module, "model_card", interrupt)  # the last file to be written
     (tmp_path / "run" / "README.md").unlink()
     del before["README.md"]
     model.metadata["seed"] = 1
@@ -425,29 +425,6 @@ def test_missing_device(load, tiny_backbone_dir):
         load(tiny_backbone_dir, device=absent)
     with pytest.raises(ValueError, match="device 'gpu' is none that PyTorch knows"):
         load(tiny_backbone_dir, device="gpu")
-
-
-def test_push_to_hub_uploads_what_save_pretrained_writes(model, monkeypatch):
-    calls = []
-
-    class Hub:
-        def create_repo(self, repo_id, **options):
-            calls.append(("create", repo_id, options))
-
-        def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
-            calls.append(("upload", repo_id, sorted(contents(Path(folder_path)))))
-            return "https://huggingface.co/me/drawer/commit/1"
-
-    monkeypatch.setattr(module, "HfApi", Hub)
-    with pytest.raises(ValueError, match=r"backbone is the local folder .*: push the backbone first"):
-        model.push_to_hub("me/drawer")
-    model.encoder.name = "google/siglip2-base-patch16-224"
-    assert model.push_to_hub("me/drawer", private=True) == "https://huggingface.co/me/drawer/commit/1"
-    files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "vlm_reward.json"]
-    assert calls == [
-        ("create", "me/drawer", {"private": True, "exist_ok": True}),
-        ("upload", "me/drawer", files),
-    ]
 
 
 @pytest.mark.network

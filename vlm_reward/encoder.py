@@ -1,6 +1,7 @@
 """Pixels and sentences to unit embeddings: SigLIP, SigLIP2, CLIP, with or without LoRA."""
 
 import contextlib
+import difflib
 import json
 import logging
 import math
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import RevisionNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -32,8 +34,9 @@ from transformers import (
 
 from vlm_reward.preprocess import Resample
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-"""Where a checkout keeps its models; names such as `siglip2-tiny` are looked up here."""
+_PACKED = Path(__file__).resolve().parent / "checkpoints"
+CHECKPOINTS = _PACKED if _PACKED.is_dir() else _PACKED.parent.parent / "checkpoints"
+"""The embedded models, of the wheel or of the checkout; names such as `siglip2-tiny` are looked up here."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -63,7 +66,7 @@ class DualEncoder(nn.Module):
 
     Attributes:
         name: what it was loaded by: a folder or a Hub id.
-        revision: the Hub revision that was asked for, or None.
+        revision: the commit on the Hub that it was loaded from, or None; adapters note it.
         image_size: S, the side of its input in pixels.
         image_mean, image_std: for `preprocess`.
         resample: for `preprocess`.
@@ -178,7 +181,12 @@ class DualEncoder(nn.Module):
         try:
             tokenizer = _tokenizer_class(folder).from_pretrained(folder, **options)
             processor = AutoImageProcessor.from_pretrained(folder, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except ImportError as error:
+            raise ValueError(
+                f"{what}: its tokenizer or image processor needs a package that is not installed; that of the "
+                f"first SigLIP: pip install sentencepiece. ({' '.join(str(error).split())})"
+            ) from error
+        except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{what} has no usable tokenizer or preprocessor_config.json; copy it again: {error}"
             ) from error
@@ -194,7 +202,7 @@ class DualEncoder(nn.Module):
             image_std=processor.image_std,
             resample=resample,
             name=str(name_or_path if _is_hub_id(name_or_path) else folder),
-            revision=revision,
+            revision=folder.name if _is_hub_id(name_or_path) else None,  # the Hub's cache names it so
         )
         return encoder.to(device).eval()
 
@@ -451,7 +459,9 @@ class DualEncoder(nn.Module):
         config, state = self._adapter_state()
         config.base_model_name_or_path = portable_name(self.name, final)
         config.revision = self.revision
-        config.save_pretrained(str(folder))
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+        config.save_pretrained(str(folder), auto_mapping_dict=mapping)  # for peft.AutoPeftModel
         save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     def _adapter_state(self) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
@@ -490,25 +500,39 @@ def locate(name: str | Path, *, revision: str | None = None, local_files_only: b
     for candidate in (Path(name), CHECKPOINTS / name):
         if name and candidate.is_dir():
             return candidate
-    tried = f"no model {str(name)!r}: neither a folder, nor one under {CHECKPOINTS}"
     if not _is_hub_id(name):
-        raise FileNotFoundError(f"{tried}, nor the name of a Hub repository (owner/name)")
+        raise FileNotFoundError(f"{_absent(name)}, nor the name of a Hub repository (owner/name)")
+    offline, why = local_files_only or constants.HF_HUB_OFFLINE, None
     try:
-        # One request that fails at once without a network; loading by name would retry for half a minute.
+        if not offline:
+            try:  # one request that fails at once without a network; the download of a commit retries for long
+                revision = HfApi().model_info(str(name), revision=revision, timeout=10).sha
+            except RevisionNotFoundError:
+                raise
+            except Exception as error:  # which is the HTTP library's, and that has changed three times
+                offline, why = True, error
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
         return Path(
-            snapshot_download(
-                str(name),
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-            )
+            snapshot_download(str(name), revision=revision, local_files_only=offline, allow_patterns=patterns)
         )
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{tried}, nor could it be had from the Hugging Face Hub"
-            f"{f' at revision {revision}' if revision else ''}. Check the name and the network, "
-            f"or download it elsewhere and give the folder. ({error})"
-        ) from error
+    except Exception as error:
+        at = f" at revision {revision}" if revision else ""
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            asked = "local_files_only" if local_files_only else "HF_HUB_OFFLINE is set"
+            said = f", nor in the cache {constants.HF_HUB_CACHE}{at} ({asked}): download it once online"
+        else:
+            said = f", nor could it be had from the Hugging Face Hub{at}: check the name and the network"
+        details = " ".join(str(why or error).split())
+        raise FileNotFoundError(f"{_absent(name)}{said}, or give a folder. ({details})") from error
+
+
+def _absent(name: str | Path) -> str:
+    """Where a model was looked for, and the embedded ones that are called nearly so."""
+    found = (*CHECKPOINTS.rglob("config.json"), *CHECKPOINTS.rglob(ADAPTER_CONFIG))
+    names = sorted(file.parent.relative_to(CHECKPOINTS).as_posix() for file in found)
+    near = " or ".join(map(repr, difflib.get_close_matches(str(name), names)))
+    hint = f" (did you mean {near}?)" if near else ""
+    return f"no model {str(name)!r}{hint}: neither a folder, nor one under {CHECKPOINTS}"
 
 
 def portable_name(name: str, adapter: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 
+from vlm_reward._card import chosen, model_card
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
@@ -38,7 +39,8 @@ class RewardModel:
     Args:
         encoder: a dual encoder; one that is still being trained is scored as it is at each call.
         camera_spec: what the frames it was trained on look like, or None when it does not matter.
-        metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ...
+        metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
+            result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
             embeddings are normalised in float32). None picks by the device, see `auto_dtype`.
 
@@ -69,6 +71,7 @@ class RewardModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        local_files_only: bool = False,
     ) -> "RewardModel":
         """Load a backbone or an adapter with its backbone.
 
@@ -77,15 +80,18 @@ class RewardModel:
                 "siglip2-tiny/triplet"; else it is a repository on the Hugging Face Hub.
             device: where to.
             dtype: of the arithmetic; None picks, see `auto_dtype`.
-            revision: branch, tag or commit on the Hub, of the adapter if it is one.
+            revision: branch, tag or commit on the Hub, of the adapter if it is one; its backbone is loaded at
+                the commit that it was trained on.
+            local_files_only: never ask the Hub; HF_HUB_OFFLINE=1 does this for a whole process.
 
         Raises:
-            FileNotFoundError: nothing is there, or a file of it or its backbone is missing.
+            FileNotFoundError: nothing is there, or a file of it or its backbone is missing; the Hub does not
+                have it, or cannot be reached and the cache does not have it.
             ValueError: damaged, pickled, of another kind, or written by a newer version; this machine has no
                 such device.
         """
         check_device(device)
-        folder = locate(path_or_hub_id, revision=revision)
+        folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
         metadata, spec = _read_metadata(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -97,13 +103,16 @@ class RewardModel:
                 encoder = DualEncoder.from_pretrained(
                     parent if parent.name == backbone and (parent / "config.json").is_file() else backbone,
                     revision=config.revision,
+                    local_files_only=local_files_only,
                 )
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"the backbone of adapter {folder} is missing: {error}") from error
             encoder.load_adapter(folder)
             encoder.merge_lora()
         else:
-            encoder = DualEncoder.from_pretrained(path_or_hub_id, revision=revision)
+            encoder = DualEncoder.from_pretrained(
+                path_or_hub_id, revision=revision, local_files_only=local_files_only
+            )
         encoder.requires_grad_(False).to(device).eval()
         model = cls(encoder, camera_spec=spec, metadata=metadata, dtype=dtype)
         if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
@@ -160,14 +169,18 @@ class RewardModel:
     def save_pretrained(self, path: str | Path) -> None:
         """Write an adapter folder (LoRA alone) or, without LoRA, a stand-alone backbone; with a model card.
 
+        The adapter is one of PEFT's, the backbone one of transformers': either loads it without this package.
         The files are written beside and moved at the end: a failure leaves an earlier checkpoint as it was. A
         README.md that is there already stays.
 
         Raises:
-            ValueError: an adapter into a backbone's folder, or the other way round.
+            ValueError: an adapter into a backbone's folder, or the other way round; `metadata["evaluation"]` is
+                not one checkpoint's rows of `eval.benchmark`.
             OSError: it could not be written, for example on a full disk.
         """
-        final = Path(path)
+        self._save(Path(path), Path(path).name)
+
+    def _save(self, final: Path, name: str) -> None:
         with write_folder(final) as folder:
             if self.encoder.has_adapter:
                 self.encoder._write_adapter(folder, final)
@@ -176,13 +189,31 @@ class RewardModel:
             facts = self._facts(final)
             (folder / METADATA).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
             if not (final / "README.md").exists():
-                (folder / "README.md").write_text(_model_card(final.name, facts, self.encoder.has_adapter))
+                (folder / "README.md").write_text(model_card(name, facts, self.encoder.has_adapter))
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload reward model",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
         """Upload what `save_pretrained` writes; returns the commit's address. Log in first: `hf auth login`.
+
+        Args:
+            repo_id: owner/name; made if there is none. A README.md that it has already stays.
+            commit_message: of the commit.
+            private: of a new repository; None takes the owner's default.
+            token: another one than that of the login.
+            revision: branch, made if there is none; None is `main`.
+            create_pr: open a pull request in place of a commit.
 
         Raises:
             ValueError: the adapter's backbone is a folder on this machine, which nobody else could load.
+            OSError: the Hub cannot be reached or refuses.
         """
         backbone = portable_name(self.encoder.name, Path(repo_id))
         if self.encoder.has_adapter and Path(backbone).is_absolute():
@@ -190,13 +221,21 @@ class RewardModel:
                 f"the adapter's backbone is the local folder {backbone}: push the backbone first and load it "
                 "by its Hub id"
             )
-        api = HfApi()
+        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
-            self.save_pretrained(folder)
+            self._save(folder, repo_id)
             api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if api.file_exists(repo_id, "README.md", revision=revision):
+                (folder / "README.md").unlink()
             commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Upload reward model"
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
             )
         return str(commit)
 
@@ -205,7 +244,8 @@ class RewardModel:
         if self.encoder.has_adapter:
             facts["backbone"] = portable_name(self.encoder.name, final)
         facts["camera_spec"] = self.camera_spec.to_dict() if self.camera_spec else None
-        return facts | {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
+        facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
+        return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
     def _check_frames(self, frames: np.ndarray | torch.Tensor) -> None:
         shape, kind = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
@@ -313,44 +353,3 @@ def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:
             "earlier checkpoint, or try dtype=torch.float32"
         )
     return embeddings
-
-
-def _model_card(name: str, facts: dict[str, Any], adapter: bool) -> str:
-    """A README with the metadata that the Hub reads and the facts of the training."""
-    head = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
-    if adapter:
-        head.append(f"base_model: {json.dumps(facts['backbone'])}")
-    head += ["pipeline_tag: zero-shot-image-classification", "tags:"]
-    head += [
-        f"- {tag}" for tag in ("vlm-reward", "robotics", "reward-model", *(("lora",) if adapter else ()))
-    ]
-    spec = facts["camera_spec"]
-    rows = {key: value for key, value in facts.items() if key not in ("format_version", "camera_spec")}
-    if spec:
-        rows["cameras"] = ", ".join(spec["cameras"])
-        rows["frames"] = f"{spec['height']} x {spec['width']}, render profile {spec['profile']}"
-    table = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
-    use = [
-        "```python",
-        "from vlm_reward.reward_model import RewardModel",
-        "",
-        f'model = RewardModel.from_pretrained("{name}")  # or the path of this folder',
-        'scores = model.score(frames, "open the drawer")  # uint8 [N, V, H, W, 3] -> float32 [N, V]',
-        "```",
-    ]
-    kind = "LoRA adapter" if adapter else "dual encoder"
-    body = [
-        f"# {name}",
-        "",
-        f"A {kind} that scores robot camera frames by a sentence: a dense reward.",
-        "",
-        *use,
-    ]
-    if table:
-        body += ["", "| fact | value |", "|---|---|", *table]
-    return "\n".join([*head, "---", "", *body, ""])
-
-
-def _cell(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,127 @@
+"""Model cards: what the Hub reads of a checkpoint, and the figures of its evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+_METRICS = {
+    "consistency": "consistency",
+    "voc": "VOC",
+    "voc_wrong": "VOC under wrong sentences",
+    "voc_right": "VOC under the right sentence",
+    "voc_opposite": "VOC under the opposite sentence",
+    "right_of_10": "right sentence of ten",
+    "success_auc": "success told from failure (AUC)",
+}
+_VIEWS = {"average": "mean over the views", "multi": "mean score of the views"}
+_TASKS = {"average": "mean of the tasks", "average_training": "mean of training tasks"}
+_FIELDS = ("task", "view", "metric", "mean", "low", "high", "n")
+
+
+def chosen(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of a checkpoint's rows of `eval.benchmark`, those that a card shows: averages, and each task's main two.
+
+    Raises:
+        ValueError: a row lacks a field, or there are rows of several checkpoints.
+    """
+    for row in rows:
+        if absent := [name for name in _FIELDS if name not in row]:
+            raise ValueError(f"a row of the evaluation lacks {', '.join(absent)}: {dict(row)}")
+    if len(names := sorted({row.get("checkpoint", "") for row in rows})) > 1:
+        raise ValueError(
+            f"the evaluation has rows of several checkpoints ({', '.join(names)}): give those of one"
+        )
+    return [
+        {name: row[name] for name in _FIELDS}
+        for row in rows
+        if (row["view"] == "average" and row["metric"] in _METRICS)
+        or (row["view"] == "multi" and row["metric"] in ("consistency", "voc"))
+    ]
+
+
+def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
+    """A README.md.
+
+    Args:
+        name: what `RewardModel.from_pretrained` finds it by.
+        facts: what `vlm_reward.json` says; `evaluation` as by `chosen`.
+        adapter: whether it is one, or a backbone.
+    """
+    evaluation, validated = facts.get("evaluation", []), _inside(facts, "validation", "val_voc")
+    results = [
+        EvalResult(
+            task_type="robotics",
+            dataset_type="meta-world",
+            dataset_name=f"Meta-World, {_TASKS.get(row['task'], row['task'])}",
+            dataset_config=row["task"],
+            metric_type=row["metric"],
+            metric_name=f"{_METRICS[row['metric']]}, {_VIEWS[row['view']]}, %",
+            metric_value=round(row["mean"], 1),
+        )
+        for row in evaluation
+    ]
+    if validated is not None:
+        results.append(
+            EvalResult(
+                task_type="robotics",
+                dataset_type=str(_inside(facts, "protocol", "dataset")),
+                dataset_name="held-back trajectories of the training tasks",
+                dataset_split="validation",
+                metric_type="voc",
+                metric_name=f"{_METRICS['voc']}, {_VIEWS['multi']}, %",
+                metric_value=round(100 * validated, 1),
+            )
+        )
+    head = ModelCardData(
+        model_name=name,
+        base_model=facts["backbone"] if adapter else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if adapter else [])],
+        eval_results=results or None,
+    )
+    body = [
+        f"# {name}",
+        "",
+        f"A {'LoRA adapter' if adapter else 'dual encoder'} that scores robot camera frames by a sentence: "
+        "a dense reward.",
+        "",
+        "```python",
+        "from vlm_reward.reward_model import RewardModel",
+        "",
+        f'model = RewardModel.from_pretrained("{name}")  # or the path of this folder',
+        'scores = model.score(frames, "open the drawer")  # uint8 [N, V, H, W, 3] -> float32 [N, V]',
+        "```",
+    ]
+    if results:
+        body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
+        body[-1] += "those of held-back trajectories by `python -m training.train`:"
+        body += ["", "| task | figure | value |", "|---|---|---:|"]
+        intervals = [f" [{row['low']:.1f}, {row['high']:.1f}]" for row in evaluation]
+        for result, interval in zip(results, [*intervals, ""], strict=False):
+            figure = (result.metric_name or "").removesuffix(", %")
+            body.append(f"| {result.dataset_name} | {figure} | {result.metric_value}{interval} |")
+    rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
+    if spec := facts["camera_spec"]:
+        rows["cameras"] = spec["cameras"]
+        rows["frames"] = f"{spec['height']} x {spec['width']}, render profile {spec['profile']}"
+    if rows:
+        body += ["", "| fact | value |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
+    return "\n".join(["---", head.to_yaml(), "---", "", *body, ""])
+
+
+def _inside(facts: Mapping[str, Any], key: str, name: str) -> Any:
+    """What training noted, or None: users may keep other facts under the same key."""
+    noted = facts.get(key)
+    return noted.get(name) if isinstance(noted, Mapping) else None
+
+
+_ELSEWHERE = ("format_version", "camera_spec", "evaluation", "validation", "protocol")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{key} {item}" for key, item in value.items()]
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
