@@ -73,13 +73,13 @@ def main(cfg: DatasetThroughputConfig) -> dict[str, Any]:
             return shown[episode % len(shown)][frame, view]
 
         common: dict[str, Any] = {"size": (224, 224), "codec": "libsvtav1", "per_file": 10, "draw": draw}
-        short = write_lerobot(root / "short", lengths=(cfg.length,) * cfg.label_episodes, **common)
-        figure = label_figure(cfg, short, root)
-        print(table([figure]), flush=True)
         torch.set_num_threads(1)
         first = write_lerobot(root / "first", lengths=(cfg.length,) * 5, **common)
         whole = write_lerobot(root / "whole", lengths=(cfg.length,) * cfg.episodes, **common)
-        cache = [cache_figure(folder, root) for folder in (first, whole)]
+        cache = [cache_figure(folder, root) for folder in (first, whole)]  # before a large model fills memory
+        short = write_lerobot(root / "short", lengths=(cfg.length,) * cfg.label_episodes, **common)
+        figure = label_figure(cfg, short, root)
+    print(table([figure]))
     for line in cache:
         print(
             f"cache of {line['episodes']} episodes: {line['frames_per_second']:.0f} camera frames/s on a thread "

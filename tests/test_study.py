@@ -344,3 +344,26 @@ def test_a_real_study_from_demonstrations_to_tables(
     started.clear()
     assert main(config, start) == 0
     assert [words[0] for words in started] == ["eval.report"]
+
+
+def test_with_ray_each_cell_is_one_job_that_fails_alone(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeStart({"--objective r3m": 1})
+    monkeypatch.setattr(study, "start", fake)
+    asked: dict[str, Any] = {}
+
+    def run_jobs(function: Any, cells: Any, **settings: Any) -> None:
+        asked.update(settings, cells=[cell.name for cell in cells])
+        for cell in cells:
+            function(cell)
+
+    monkeypatch.setattr(study, "run_jobs", run_jobs)
+    assert main(replace(config, ray="local", workers=2), fake) == 1
+    assert asked["cells"] == ["zero_shot", "triplet/paper-seed0", "r3m/paper-seed0"]
+    assert (asked["ray"], asked["workers"], asked["gpu"]) == ("local", 2, False)
+    stages = ["benchmark", "train triplet", "benchmark triplet", "train r3m", "report"]
+    assert fake.stages == stages
+    found = {entry["cell"]: entry for entry in json.loads(config.out.read_text())["cells"]}
+    assert found["r3m/paper-seed0"]["error"] == "error: it went wrong"
+    assert "error" not in found["triplet/paper-seed0"]

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES, find_objective
 from vlm_reward._jobs import BAR_SECONDS, replacing, stop_on_interrupt
+from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import locate
 
@@ -167,6 +168,8 @@ class StudyConfig:
 
     workers: int = 1
     """Cells side by side; they share the cores."""
+    ray: str | None = None
+    """Do cells on a Ray cluster: local, or the address of one that shares these folders."""
     runs: Path = Path("runs/study")
     """Folder of the cells."""
     out: Path = Path("eval/results/study.json")
@@ -424,6 +427,17 @@ def run(
     return failed, stop()
 
 
+def do_cell(cell: Cell) -> None:
+    """What is left of a cell, one process after another: what a Ray worker does. A failure is in its log."""
+    command = cell.next_command()
+    while command is not None:
+        job = Job(cell, command, start(command, cell.log, None))
+        job.process.wait()
+        _note(job)
+        following = cell.next_command()
+        command = following if job.process.poll() == 0 and following != command else None
+
+
 def _note(job: Job) -> None:
     """Add an ended process to its cell's list."""
     seconds = round(time.monotonic() - job.began, 1)
@@ -550,7 +564,14 @@ def main(cfg: StudyConfig, start: Callable[..., Any] = start) -> int:
             shutil.rmtree(cell.folder, ignore_errors=True)
     check_settings(cells)
     collect(cfg, cells, {})
-    failed, stopped = run(cells, cfg.workers, lambda failures: collect(cfg, cells, failures), start)
+    if cfg.ray:
+        waiting = [cell for cell in cells if cell.next_command()]
+        done, gpu = len(cells) - len(waiting), cfg.device == "auto"
+        run_jobs(do_cell, waiting, workers=cfg.workers, unit="cell", done=done, ray=cfg.ray, gpu=gpu)
+        failed, stopped = {cell.name: _last_line(cell.log) for cell in cells if cell.next_command()}, False
+        collect(cfg, cells, failed)
+    else:
+        failed, stopped = run(cells, cfg.workers, lambda failures: collect(cfg, cells, failures), start)
     if stopped:
         print(f"stopped; the same command goes on; tables so far: python -m eval.report --study {cfg.out}")
         return 130
@@ -572,5 +593,5 @@ if __name__ == "__main__":
         raise SystemExit(main(tyro.cli(StudyConfig, description=__doc__)))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"training.study: {error}") from error
