@@ -81,6 +81,10 @@ def test_named_files_exist():
     assert names > 15
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", README)
+
+
 def test_linked_pictures_exist():
     for link in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / link).is_file(), link

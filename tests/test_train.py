@@ -427,3 +427,15 @@ def test_second_ctrl_c_interrupts_at_once_and_the_handler_comes_back() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_an_adapter_that_is_worse_than_its_backbone_says_so(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = train(replace(config, max_steps=1))
+    worse = replace(done, best=done.best | {"val_voc": done.history[0]["val_voc"] - 0.1})
+    for outcome, warned in ((worse, True), (replace(worse, best=done.history[0]), False)):
+        monkeypatch.setattr("training.train.train", lambda _, outcome=outcome: outcome)
+        monkeypatch.setattr(sys, "argv", ["training.train"])
+        main()
+        assert ("warning: the backbone alone has" in capsys.readouterr().out) == warned

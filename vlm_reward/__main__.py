@@ -26,7 +26,7 @@ class Doctor:
     env: str = "drawer-open-v3"
     """Whose cameras to show: a Meta-World task, or the id of any Gymnasium environment that uses MuJoCo (one that
     a package registers when imported: `package:Id-v0`)."""
-    out: Path = Path("contact-sheet.png")
+    out: Path = Path("out/contact-sheet.png")
     """Where to write the picture of all its cameras."""
 
     def run(self) -> int:

@@ -122,8 +122,13 @@ def opened(job: Job) -> tuple[RewardModel, Recording]:
     """The model and the dataset, once it is clear that the one can score the other."""
     model = RewardModel.from_pretrained(job.model, device=job.device)
     data = open_dataset(job.dataset, job.views, job.instruction)
-    if model.camera_spec is not None:
-        model.check_camera_spec(data.camera_spec)
+    if model.camera_spec is not None and model.camera_spec != data.camera_spec:
+        raise ValueError(
+            f"{job.model} was trained on other frames than those of {job.dataset} "
+            f"({model.camera_spec.mismatch(data.camera_spec)}): give --views in the model's order, train an "
+            "adapter on this dataset (python -m training.train --dataset ...), or take a bare backbone (--model "
+            "siglip2-tiny)"
+        )
     model.embed_text(sorted({episode.instruction for episode in data.episodes}))
     return model, data
 
