@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from agents.config import AgentConfig
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import DualEncoder
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.transforms import GoalBaseline, Shaping, difference, potential, raw
 from vlm_reward.wrappers import Scorer
 
@@ -22,8 +21,7 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
     """
     if config.scored_by is None:
         return None
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
-    model = RewardModel.from_pretrained(config.scored_by, device=device)
+    model = RewardModel.from_pretrained(config.scored_by, device=auto_device(config.device))
     spec = model.camera_spec or CameraSpec()
     if config.cameras:
         if model.camera_spec and (foreign := set(config.cameras) - set(spec.cameras)):

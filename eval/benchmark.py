@@ -42,7 +42,7 @@ from tqdm import tqdm
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
-from vlm_reward.encoder import locate, portable_name
+from vlm_reward.encoder import locate, portable_name, weights_digest
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import (
     Estimate,
@@ -55,7 +55,7 @@ from vlm_reward.metrics import (
     top1_of_k,
     voc,
 )
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.tasks import HELD_OUT, all_tasks, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
@@ -189,7 +189,7 @@ class Job:
 def score(job: Job) -> None:
     """Measure a checkpoint; writes `job.part`."""
     cfg, start = job.cfg, time.monotonic()
-    model = RewardModel.from_pretrained(job.name, device=_device(cfg.device))
+    model = RewardModel.from_pretrained(job.name, device=auto_device(cfg.device))
     if job.name in cfg.zero_shot and model.encoder.has_adapter:
         raise ValueError(f"{job.name} is an adapter, not a bare backbone: give it as --checkpoint")
     size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
@@ -468,12 +468,7 @@ def _identity(model: RewardModel) -> dict[str, Any]:
 def _fingerprint(name: str) -> str:
     """Digest of a checkpoint's weights, so that one that was trained again is scored again."""
     folder = locate(name)
-    digest = hashlib.sha256()
-    for file in sorted(
-        (*folder.glob("*.safetensors"), *folder.parent.glob("*.safetensors"))
-    ):  # its backbone's
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return weights_digest(folder, folder.parent)[:16]  # an adapter's backbone is the folder above
 
 
 def _circumstances(start: float) -> dict[str, Any]:
@@ -485,10 +480,6 @@ def _circumstances(start: float) -> dict[str, Any]:
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores" + (f", {gpu}" if gpu else ""),
         "torch": torch.__version__,
     }
-
-
-def _device(device: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _read(out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from matplotlib.figure import Figure
 
@@ -21,7 +20,7 @@ from vlm_reward.curves import STYLES, draw, save
 from vlm_reward.datasets import open_dataset
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import multi_view, voc
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.tasks import HELD_OUT
 
 
@@ -52,7 +51,7 @@ def main(cfg: FiguresConfig) -> list[Path]:
     if cfg.data_root is not None:
         os.environ["MINARI_DATASETS_PATH"] = str(cfg.data_root.resolve())
     datasets = open_dataset(cfg.expert), open_dataset(cfg.rollouts)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    device = auto_device(cfg.device)
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {task: {} for task in cfg.tasks}
     cameras: Sequence[str] = ()
     for name in cfg.checkpoint:

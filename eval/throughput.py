@@ -85,7 +85,7 @@ class ThroughputConfig:
     figures: tuple[Figures, ...] = get_args(Figures)
     """What to measure."""
     threads: int = 1
-    """CPU threads of PyTorch and of software rendering."""
+    """CPU threads of PyTorch; with 1 software rendering has one, too, else as many as there are cores."""
     seconds: float = 20.0
     """Time for each of them, at least; `turns` are made however long they take."""
     turns: int = 3
@@ -145,8 +145,8 @@ def main(cfg: ThroughputConfig) -> dict[str, Any]:
         RuntimeError: no renderer works, or training failed.
     """
     torch.set_num_threads(cfg.threads)
-    # Mesa's software renderer counts the threads beside the one that calls it.
-    os.environ.setdefault("LP_NUM_THREADS", str(cfg.threads if cfg.threads > 1 else 0))
+    if cfg.threads == 1:  # else Mesa's software renderer takes a thread for each core
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     began = time.monotonic()
     figures: list[Figure] = []
     facts: dict[str, Any] = {}

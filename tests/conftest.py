@@ -94,6 +94,34 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def tiny_benchmark(
+    tiny_backbone_dir: Path, tiny_adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The settings of a benchmark of the tiny backbone and adapter on two tasks of moving squares."""
+    from eval.benchmark import BenchmarkConfig
+    from tests.synthetic import TASKS, write_dataset
+    from vlm_reward.cameras import CameraSpec
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "nowhere")  # put back afterwards; data_root decides
+    spec = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
+    for name, kinds in (("expert-v0", ("expert",)), ("rollouts-v0", ("random", "random", "noisy", "noisy"))):
+        write_dataset(tmp_path, dataset_id=f"test/{name}", spec=spec, kinds=kinds)
+    return BenchmarkConfig(
+        checkpoint=(str(tiny_adapter_dir),),
+        zero_shot=(str(tiny_backbone_dir),),
+        tasks=TASKS,
+        expert="test/expert-v0",
+        rollouts="test/rollouts-v0",
+        demos=None,
+        data_root=tmp_path,
+        cache=tmp_path / "cache",
+        out=tmp_path / "result.json",
+        n_pairs=200,
+        n_bootstrap=20,
+    )
+
+
+@pytest.fixture
 def frames() -> np.ndarray:
     """uint8 [3, 2, 32, 32, 3], random."""
     return np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)

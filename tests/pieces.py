@@ -31,6 +31,7 @@ def do(piece: Piece) -> None:
             time.sleep(0.01)
         raise ValueError(f"piece {piece.number} is negative")
     with replacing(piece.folder / f"{piece.number}.txt") as fresh:
-        fresh.write_text(f"{piece.number}\n{Path.cwd()}\n{os.environ.get('MINARI_DATASETS_PATH')}")
+        known = [os.environ.get(name) for name in ("MINARI_DATASETS_PATH", "LP_NUM_THREADS")]
+        fresh.write_text("\n".join(map(str, [piece.number, Path.cwd(), *known])))
         if before <= piece.deaths:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,6 @@ import pytest
 
 from eval import benchmark
 from eval.benchmark import BenchmarkConfig
-from tests.synthetic import write_dataset
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache
 from vlm_reward.tasks import OPPOSITES, all_tasks, instruction
@@ -313,26 +312,9 @@ def test_frames_of_other_cameras_are_refused(run, caches):
         run()
 
 
-def test_the_real_path_from_minari_to_rows(tmp_path, monkeypatch, tiny_backbone_dir, tiny_adapter_dir):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", "nowhere")
-    spec = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
-    tasks = ("drawer-close-v3", "faucet-open-v3")
-    for name, kinds in (("expert-v0", ("expert",)), ("rollouts-v0", ("random", "random", "noisy", "noisy"))):
-        write_dataset(tmp_path, dataset_id=f"test/{name}", spec=spec, kinds=kinds)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", "nowhere")
-    cfg = BenchmarkConfig(
-        checkpoint=(str(tiny_adapter_dir),),
-        zero_shot=(str(tiny_backbone_dir),),
-        tasks=tasks,
-        expert="test/expert-v0",
-        rollouts="test/rollouts-v0",
-        demos=None,
-        data_root=tmp_path,
-        cache=tmp_path / "cache",
-        out=tmp_path / "result.json",
-        n_pairs=200,
-        n_bootstrap=20,
-    )
+def test_the_real_path_from_minari_to_rows(tiny_benchmark, tiny_adapter_dir):
+    cfg = tiny_benchmark
+    tasks = cfg.tasks
     result = benchmark.main(cfg)
     rows = [row for row in result["rows"] if row["checkpoint"] == str(tiny_adapter_dir)]
     assert {(row["backbone"], row["objective"]) for row in rows} == {("tiny", "triplet")}

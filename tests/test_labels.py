@@ -237,3 +237,12 @@ def test_the_command_labels_draws_and_says_where(
     assert len(list((tmp_path / "curves").iterdir())) == 5
     with pytest.raises(SystemExit, match=r"error: .*is there already; --overwrite"):
         command(words)
+
+
+def test_one_sentence_for_all_is_drawn_too(tmp_path: Path, tiny_backbone_dir: Path) -> None:
+    silent = write_lerobot(tmp_path / "silent", lengths=(4, 5), tasks=("",))
+    words = ["label", str(silent), "--model", str(tiny_backbone_dir), "--output", str(tmp_path / "r.parquet")]
+    with pytest.raises(SystemExit) as end:
+        command([*words, "--instruction", "close the green drawer", "--curves", str(tmp_path / "curves")])
+    assert not end.value.code
+    assert len(list((tmp_path / "curves").iterdir())) == 2

@@ -13,7 +13,6 @@ eval/results/study.json; at the end eval.report writes eval/RESULTS.md. Ctrl-C l
 
 import fcntl
 import fnmatch
-import hashlib
 import json
 import os
 import re
@@ -36,7 +35,7 @@ from training.objectives import OBJECTIVES, find_objective
 from vlm_reward._jobs import BAR_SECONDS, replacing, stop_on_interrupt
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.encoder import locate
+from vlm_reward.encoder import locate, weights_digest
 
 POLL = 0.5  # seconds between looks at the running processes
 
@@ -302,10 +301,7 @@ def plan(cfg: StudyConfig) -> list[Cell]:
 @cache
 def weights_of(backbone: str) -> str:
     """Digest of a backbone's weights."""
-    digest = hashlib.sha256()
-    for file in sorted(locate(backbone).glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
+    return weights_digest(locate(backbone))[:8]
 
 
 def check_settings(cells: Sequence[Cell]) -> None:
@@ -350,6 +346,12 @@ class Job:
     command: list[str]
     process: Any  # subprocess.Popen
     began: float = field(default_factory=time.monotonic)
+
+    def following(self) -> tuple[list[str] | None, bool]:
+        """What comes after this process, now ended; and whether it did what it should."""
+        following = self.cell.next_command()
+        well = self.process.poll() == 0 and following != self.command
+        return (following if well else None), well
 
 
 def run(
@@ -412,11 +414,11 @@ def run(
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     _note(job)
-                    following = job.cell.next_command() if job.process.poll() == 0 else job.command
-                    if following is None:
+                    following, ended_well = job.following()
+                    if following is None and ended_well:
                         bar.update()
                         on_end(failed)
-                    elif not stop() and following != job.command:
+                    elif not stop() and following:
                         launch(job.cell, following)
                     elif not stop():
                         fail(job.cell, _last_line(job.cell.log))
@@ -434,8 +436,7 @@ def do_cell(cell: Cell) -> None:
         job = Job(cell, command, start(command, cell.log, None))
         job.process.wait()
         _note(job)
-        following = cell.next_command()
-        command = following if job.process.poll() == 0 and following != command else None
+        command, _ = job.following()
 
 
 def _note(job: Job) -> None:

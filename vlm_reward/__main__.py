@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-MODEL = "siglip2-tiny/triplet"
+MODEL = "siglip2-tiny/triplet+order"
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Score:
     def run(self) -> int:
         from vlm_reward.video import score
 
-        videos, device = (self.video, *self.views), device_of(self.device)
-        score(videos, self.sentence, model=self.model, out=self.out, every=self.every, device=device)
+        videos = (self.video, *self.views)
+        score(videos, self.sentence, model=self.model, out=self.out, every=self.every, device=self.device)
         return 0
 
 
@@ -99,12 +99,12 @@ class Label:
     def run(self) -> int:
         from vlm_reward.labels import draw_curves, label
 
-        settings = dict(vars(self), device=device_of(self.device))
+        settings = dict(vars(self))
         dataset, curves = settings.pop("dataset"), settings.pop("curves")
         file = label(dataset, **settings)
         print(f"rewards  {file}")
         if curves is not None:
-            draw_curves(file, dataset, curves, views=self.views)
+            draw_curves(file, dataset, curves, views=self.views, instruction=self.instruction)
             print(f"curves   {curves}")
         return 0
 
@@ -129,13 +129,6 @@ class Demo:
 
         demo(self.checkpoint, self.task, self.sentence, out=self.out, seed=self.seed)
         return 0
-
-
-def device_of(asked: str) -> str:
-    """`auto` is a GPU if there is one."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def main(arguments: list[str] | None = None) -> None:

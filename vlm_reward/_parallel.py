@@ -20,7 +20,8 @@ RETRIES = 3
 """How often Ray does a job again whose worker died."""
 
 _PROBE_SECONDS = 3.0
-_PLACES = ("MINARI_DATASETS_PATH", "VLM_REWARD_CACHE")  # variables that say where data is
+# Variables that say where data is, and how many threads Mesa's software renderer takes beside its caller's.
+_KEPT = ("MINARI_DATASETS_PATH", "VLM_REWARD_CACHE", "LP_NUM_THREADS")
 
 
 def run_jobs(
@@ -149,7 +150,7 @@ def _here() -> dict[str, Any]:
     """What a process on another machine must know to import and find what this one can."""
     spawned = spawn.get_preparation_data("ray")
     kept = ("sys_path", "sys_argv", "dir", "init_main_from_name", "init_main_from_path")
-    environment = {name: os.environ[name] for name in _PLACES if name in os.environ}
+    environment = {"LP_NUM_THREADS": "0"} | {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {key: spawned[key] for key in kept if key in spawned} | {"environment": environment}
 
 

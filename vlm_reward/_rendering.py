@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import importlib
+import multiprocessing
 import os
 import sys
 
@@ -18,6 +19,10 @@ def select_backend() -> str | None:
     Returns the backend's name, or None where none works (rendering then raises with `INSTALL_HINT`; all
     that needs no pictures still runs) or where the platform brings its own (macOS, Windows).
     """
+    if (
+        multiprocessing.parent_process() is not None
+    ):  # else each worker has as many rasterisers as there are cores
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     if os.environ.get("MUJOCO_GL"):
         return os.environ["MUJOCO_GL"]
     if not sys.platform.startswith("linux"):

@@ -169,6 +169,7 @@ class MinariRecording(Recording):
         self.id = dataset.id
         self.folder = Path(dataset.storage.data_path).parent
         stored = dataset.storage.metadata.get("camera_spec")
+        spec = CameraSpec.from_dict(json.loads(stored)) if stored else None
         self._chosen = [*cameras, instruction or ""]
         images = _images(dataset.observation_space)
         if not images:
@@ -176,21 +177,20 @@ class MinariRecording(Recording):
                 f"dataset {self.id} has no uint8 images [H, W, 3] in its observations: "
                 f"{dataset.observation_space}"
             )
-        views = tuple(cameras) or (CameraSpec.from_dict(json.loads(stored)).cameras if stored else (*images,))
+        views = tuple(cameras) or (spec.cameras if spec else (*images,))
         if unknown := [name for name in views if name not in images]:
             raise ValueError(
                 f"dataset {self.id} has no camera {', '.join(unknown)}; it has {', '.join(images)}"
             )
-        if stored:
-            spec = CameraSpec.from_dict(json.loads(stored))
-            self.camera_spec = CameraSpec(views, spec.height, spec.width, spec.profile)
+        if spec:
+            self.camera_spec = replace(spec, cameras=views)
         else:
             self.camera_spec = CameraSpec(
                 views, *one_size(self.id, {v: images[v] for v in views}), "recorded"
             )
         rows = dataset.storage.get_episode_metadata(dataset.episode_indices)
         numbers = map(int, dataset.episode_indices)
-        read = self._of_collect if stored else self._of_others
+        read = self._of_collect if spec else self._of_others
         self.episodes = in_rows(
             self.id, (read(n, meta, instruction) for n, meta in zip(numbers, rows, strict=True))
         )

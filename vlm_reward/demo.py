@@ -104,10 +104,11 @@ def demo(
     )
     film(video, frames, {name: score[:, -1] for name, score in scores.items()}, sentence)
     print(f"\npicture  {picture}\nfilm     {video}\n({time.perf_counter() - began:.0f} s)\n")
-    print(
-        "Next: another sentence or task (vlm-reward demo --help), your own video (vlm-reward score --help),"
-    )
-    print("your own environment (README.md), or in a checkout an adapter: python -m training.train --help")
+    print("Next (in a checkout after `source .venv/bin/activate`):")
+    print("  vlm-reward demo --help             another sentence or task")
+    print("  vlm-reward score --help            your own video")
+    print("  python -m training.train --help    an adapter of your own (in a checkout)")
+    print("  README.md                          your own environment")
 
 
 def film(path: Path, frames: dict[str, np.ndarray], curves: dict[str, np.ndarray], sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import json
 import logging
 import math
@@ -489,6 +490,14 @@ def check_device(device: str | torch.device) -> None:
     there = ["cpu", *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
     if wanted.type != "cpu" and f"{wanted.type}:{wanted.index or 0}" not in there:
         raise ValueError(f"this machine has no device {device}; it has {', '.join(there)}")
+
+
+def weights_digest(*folders: Path) -> str:
+    """Hex SHA-256 of all safetensors in some folders: what was trained again has another."""
+    digest = hashlib.sha256()
+    for file in sorted({file for folder in folders for file in folder.glob("*.safetensors")}):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def locate(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:

@@ -27,7 +27,7 @@ from vlm_reward.curves import frames_over_curves
 from vlm_reward.datasets import Chunk, Recording, digest, open_dataset
 from vlm_reward.encoder import locate
 from vlm_reward.preprocess import resize
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.reward_model import RewardModel, auto_device
 
 T = TypeVar("T")
 BLOCK = 4096  # frames in a block, at least one episode
@@ -79,7 +79,7 @@ def label(
         views: cameras to score, in the order of the model's; all of them when not given.
         instruction: the sentence of all episodes, in place of their own.
         per_view: write a column for each view, too.
-        device: where the model runs.
+        device: where the model runs; `auto` is a GPU where there is one.
         workers: processes, each with a model of its own; 1 scores in this one.
         ray: spread the blocks with Ray, see `vlm_reward._parallel.run_jobs`.
         overwrite: replace an output that is there.
@@ -93,6 +93,7 @@ def label(
         ValueError: a damaged dataset, one recorded with another camera spec than the model's, or a sentence that
             the model cannot read.
     """
+    device = auto_device(device)
     job = Job(str(dataset), str(model), tuple(views), instruction, per_view, device)
     scorer, data = opened(job)
     name = job.model.strip("./").replace("/", "-")
@@ -122,13 +123,13 @@ def opened(job: Job) -> tuple[RewardModel, Recording]:
     """The model and the dataset, once it is clear that the one can score the other."""
     model = RewardModel.from_pretrained(job.model, device=job.device)
     data = open_dataset(job.dataset, job.views, job.instruction)
-    if model.camera_spec is not None and model.camera_spec != data.camera_spec:
+    try:
+        model.check_camera_spec(data.camera_spec)
+    except ValueError as error:
         raise ValueError(
-            f"{job.model} was trained on other frames than those of {job.dataset} "
-            f"({model.camera_spec.mismatch(data.camera_spec)}): give --views in the model's order, train an "
-            "adapter on this dataset (python -m training.train --dataset ...), or take a bare backbone (--model "
-            "siglip2-tiny)"
-        )
+            f"{error}. For {job.dataset}: give --views in the model's order, train an adapter on it (python -m "
+            "training.train --dataset ...), or take a bare backbone (--model siglip2-tiny)"
+        ) from error
     model.embed_text(sorted({episode.instruction for episode in data.episodes}))
     return model, data
 
@@ -185,12 +186,24 @@ def write_blocks(
                 scores.clear()
 
 
-def draw_curves(file: Path, dataset: str | Path, folder: Path, *, views: Sequence[str] = ()) -> None:
-    """A picture of each episode, `folder`/episode_000000.png ...: frames of its first view over its rewards."""
-    data = open_dataset(dataset, views)
-    folder.mkdir(parents=True, exist_ok=True)
+def draw_curves(
+    file: Path,
+    dataset: str | Path,
+    folder: Path,
+    *,
+    views: Sequence[str] = (),
+    instruction: str | None = None,
+) -> None:
+    """A picture of each episode, `folder`/episode_000000.png ...: frames of its first view over its rewards.
+
+    Args:
+        file: what `label` wrote.
+        dataset, views, instruction: as given to `label`.
+        folder: of the pictures.
+    """
+    data = open_dataset(dataset, views, instruction)
+    rewards = pq.read_table(file, columns=["reward"])["reward"].to_numpy()
     for number, episode in enumerate(data.episodes):
-        rows = pq.read_table(file, columns=["reward"], filters=[("episode_index", "=", number)])
         times = np.unique(np.linspace(0, episode.length - 1, 6).round().astype(int)).tolist()
         strip = [
             chunk.frames[time - chunk.start, 0]
@@ -201,7 +214,7 @@ def draw_curves(file: Path, dataset: str | Path, folder: Path, *, views: Sequenc
         frames_over_curves(
             np.stack(strip),
             times,
-            {"reward": rows["reward"].to_numpy()},
+            {"reward": rewards[episode.rows]},
             folder / f"episode_{number:06d}.png",
             title=f'episode {number}: "{episode.instruction}"',
             xlabel="frame",
@@ -273,7 +286,8 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 def _fingerprint(job: Job, model: RewardModel, data: Recording) -> str:
     """Of all that decides the rewards, so that blocks of another run are not taken for this one's."""
     also = [data.fingerprint(), str(job.per_view)]
-    for folder in dict.fromkeys((locate(job.model), locate(model.encoder.name))):
+    backbone = locate(model.encoder.name, revision=model.encoder.revision)
+    for folder in dict.fromkeys((locate(job.model), backbone)):
         also.append(
             digest(sorted(file for file in folder.iterdir() if file.is_file()), folder, [str(folder)])
         )

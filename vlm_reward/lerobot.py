@@ -130,11 +130,14 @@ class LeRobotRecording(Recording):
     def chunks(self, first: int = 0, last: int | None = None) -> Iterator[Chunk]:
         spec = self.camera_spec
         videos = {camera: _Video(self.fps, (spec.height, spec.width)) for camera in self._videos}
+        opened, table = None, pa.table({})
         try:
-            for number, episode in list(enumerate(self.episodes))[first:last]:
-                row = self._rows[number]
+            for number in range(len(self.episodes))[first:last]:
+                episode, row = self.episodes[number], self._rows[number]
                 data = self._file("data", row, "data/")
-                rewards, success = self._outcome(data, number, episode.length)
+                if data != opened:
+                    opened, table = data, self._read_outcomes(data)
+                rewards, success = self._outcome(data, table, number, episode.length)
                 views = [
                     videos[camera].frames(
                         self._file("video", row, f"videos/{camera}/", video_key=camera),
@@ -173,19 +176,25 @@ class LeRobotRecording(Recording):
             )
         return path
 
-    def _outcome(self, file: Path, number: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards float32 and success bool, [length], at the frame that a step led to."""
+    def _read_outcomes(self, file: Path) -> pa.Table:
+        """Whose row each is, and what it says of reward and success, of a file of many episodes."""
         names = _columns(file)
         found = [next((name for name in kind if name in names), None) for kind in (REWARDS, SUCCESSES)]
-        table = _read(file, ["episode_index", *filter(None, found)], episode=number)
+        return _read(file, ["episode_index", *filter(None, found)])
+
+    def _outcome(
+        self, file: Path, table: pa.Table, number: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards float32 and success bool, [length], at the frame that a step led to."""
+        table = table.take(np.flatnonzero(np.asarray(table["episode_index"]) == number))
         if len(table) != length:
             raise ValueError(
                 f"{file} has {len(table)} rows of episode {number}, its table in meta/episodes says {length}"
             )
         out = []
-        for name in found:
+        for kind in (REWARDS, SUCCESSES):
             values = np.zeros(length, np.float32)
-            if name:
+            if name := next((name for name in kind if name in table.column_names), None):
                 try:
                     stored = np.array(table[name].to_pylist(), np.float32).reshape(length)
                 except (TypeError, ValueError) as error:
@@ -201,13 +210,10 @@ class LeRobotRecording(Recording):
 
     def _images(self, file: Path, camera: str, number: int, length: int) -> Iterator[np.ndarray]:
         size = (self.camera_spec.height, self.camera_spec.width)
+        stored = _read(file, [camera], episode=number)[camera]
         for row in range(length):
-            if row % CHUNK == 0:
-                table = _read(file, [camera], episode=number).slice(row, CHUNK)
             try:
-                frame = np.asarray(
-                    Image.open(io.BytesIO(table[camera][row % CHUNK].as_py()["bytes"])).convert("RGB")
-                )
+                frame = np.asarray(Image.open(io.BytesIO(stored[row].as_py()["bytes"])).convert("RGB"))
             except (OSError, TypeError, KeyError, ValueError) as error:
                 raise ValueError(
                     f"{file}: {camera!r} of frame {row}, episode {number}, is no image ({error})"

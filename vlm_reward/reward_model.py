@@ -45,7 +45,7 @@ class RewardModel:
             embeddings are normalised in float32). None picks by the device, see `auto_dtype`.
 
     Example:
-        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet")
+        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order")
         >>> scores = model.score(frames, "open the drawer")  # uint8 [N, V, H, W, 3] -> float32 [N, V]
     """
 
@@ -307,6 +307,11 @@ class RewardModel:
         finally:
             if training:
                 self.encoder.train()
+
+
+def auto_device(asked: str) -> str:
+    """`auto` is a GPU where there is one, else the CPU; any other name is what was asked for."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def auto_dtype(device: str | torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.curves import blocks, frames_over_curves
 from vlm_reward.metrics import multi_view, voc
 from vlm_reward.preprocess import resize
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.reward_model import RewardModel, auto_device
 
 CHUNK = 64  # moments a forward: memory is that of so many frames at the model's size, however long the video
 STRIP = 6  # frames above the curve
@@ -189,7 +189,7 @@ def score(
         model: adapter or backbone: a folder, an embedded name, or a Hub id.
         out: folder of the results.
         every: score each so many-th frame.
-        device: where the model runs.
+        device: where the model runs; `auto` is a GPU where there is one.
 
     Returns:
         The CSV (`frame`, counted from 0; `time` in seconds, empty where unknown; `score` in [-1, 1]; with
@@ -211,7 +211,7 @@ def score(
         told = ", ".join(f"{clip.path} has {clip.length or 'unknown'}" for clip in clips)
         raise ValueError(f"views must show the same moments, but their numbers of frames differ: {told}")
 
-    trained = RewardModel.from_pretrained(model, device=device)
+    trained = RewardModel.from_pretrained(model, device=auto_device(device))
     judge = RewardModel(trained.encoder, dtype=trained.dtype)  # without its cameras: any views will do
     judge.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
