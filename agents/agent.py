@@ -125,8 +125,11 @@ def load_agent(config: AgentConfig, folder: Path, venv: VecEnv) -> Agent:
     return agent
 
 
-def act(agent: Agent, observation: np.ndarray) -> np.ndarray:
-    """The agent's best action, float32 [4], for an observation [39] as the environment gives it."""
+def act(agent: Agent, observation: np.ndarray, *, explore: bool = False) -> np.ndarray:
+    """The agent's best action, float32 [4], for an observation [39] as the environment gives it.
+
+    With `explore` one drawn as in training, from PyTorch's global generator.
+    """
     normalizer = agent.get_vec_normalize_env()
     seen: Any = observation if normalizer is None else normalizer.normalize_obs(observation)
-    return agent.predict(seen, deterministic=True)[0]
+    return agent.predict(seen, deterministic=not explore)[0]

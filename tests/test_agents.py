@@ -3,17 +3,19 @@
 import functools
 import json
 import signal
+import subprocess
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import tyro
 from gymnasium.spaces import Box
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import evaluate, figures, relabel
+from agents import evaluate, figures, loop, record, relabel
 from agents.agent import act, load_agent, make_agent, save_agent
 from agents.callbacks import EpisodeLog, read_lines, reward_hacking
 from agents.config import AgentConfig
@@ -22,6 +24,8 @@ from agents.replay import FrameStore, TracedReplayBuffer, load_transitions, open
 from agents.rewards import agent_reward, load_scorer, shaping
 from agents.train import main, train
 from tests.clock import ClockReader
+from training import scenes
+from training.config import TrainConfig
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.sb3 import VLMRewardVecEnv
 
@@ -359,6 +363,95 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     )
     assert len(load_transitions(started.folder / "last" / "replay.npz")["rewards"]) == 80
     assert len(json.loads((tmp_path / "r.json").read_text())) == 2
+
+
+def test_what_an_agent_does_is_recorded_and_rendered_as_scenes(tmp_path):
+    common: dict = {"task": "window-open-v3", "timesteps": 30, "horizon": 15, "eval_every": 30, **TINY}
+    run = train(AgentConfig(**common, output=tmp_path / "run", results=tmp_path / "r.json")).folder
+    files = {name: tmp_path / f"{name}.npz" for name in ("drawn", "drawn-again", "best")}
+    rewards = {
+        name: record.record(record.RecordConfig(run, file, episodes=3, explore=name != "best"))
+        for name, file in files.items()
+    }
+    drawn, again, best = (np.load(file)["actions"] for file in files.values())
+    assert drawn.shape == (3, 15, 4)
+    assert np.abs(drawn).max() <= 1
+    assert np.array_equal(drawn, again)  # one seed, the same draws
+    assert np.abs(drawn - best).max() > 0.1
+
+    scenes.main(scenes.Config(tmp_path / "scenes", size=28, actions=(files["drawn"],), workers=1))
+    (shard,) = (tmp_path / "scenes").glob("*.npz")
+    assert shard.stem == "000-window-open-v3"
+    with np.load(shard) as stored:
+        frames, state, episode = stored["frames"], stored["state"], stored["episode"]
+    assert frames.shape == (3 * 12 * 2, 28, 28, 3)  # 12 moments of each episode, two views of each
+    for number in range(
+        3
+    ):  # its rewards are those that the agent had, so the simulator was where it was then
+        rendered = state[episode == number, scenes.STATE.index("reward")] * 10
+        assert np.abs(rendered[:, None] - rewards["drawn"][number]).min(1).max() < 1e-5
+
+
+def test_scenes_refuse_actions_of_a_held_out_task(tmp_path):
+    file = tmp_path / "actions.npz"
+    np.savez(file, task="drawer-open-v3", seeds=np.arange(1), actions=np.zeros((1, 2, 4)))
+    with pytest.raises(ValueError, match=r"training tasks alone, .*actions\.npz is of drawer-open-v3"):
+        scenes.main(scenes.Config(tmp_path / "scenes", actions=(file,)))
+    file.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"holds no actions of agents\.record"):
+        scenes.main(scenes.Config(tmp_path / "scenes", actions=(file,)))
+
+
+class Processes:
+    """In the place of subprocess.run: reads each command as its program would, and leaves what it would."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.fails = ""
+
+    def __call__(self, command):
+        _, _, module, *words = command
+        configs = {"agents.train": AgentConfig, "agents.record": record.RecordConfig}
+        configs |= {"training.scenes": scenes.Config, "training.train": TrainConfig}
+        settings = tyro.cli(configs[module], args=words)
+        if module == self.fails:
+            return subprocess.CompletedProcess(command, 1)
+        if module == "agents.train":
+            row = {"task": settings.task, "reward": settings.reward, "algo": "ppo", "seed": settings.seed}
+            evaluate.write_row(settings.results, row | {"success": 0.5, "rank_correlation": 0.25})
+        if module == "training.train":
+            self.scenes = settings.scenes
+        self.done.append(module)
+        return subprocess.CompletedProcess(command, 0)
+
+
+def test_the_loop_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    processes = Processes()
+    monkeypatch.setattr(loop.subprocess, "run", processes)
+    monkeypatch.setattr(
+        loop, "run_jobs", lambda function, jobs, **_: [function(job) for job in jobs] and None
+    )
+    cfg = loop.LoopConfig(tasks=("window-close-v3", "push-v3"), scenes=tmp_path, output=tmp_path / "loop")
+    with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.scenes"):
+        loop.main(cfg)
+    (tmp_path / "000-push-v3.npz").touch()
+    processes.fails = "training.train"
+    with pytest.raises(RuntimeError, match=r"failed: python -m training.train .*--scenes"):
+        loop.main(cfg)
+    before = len(processes.done)
+    assert processes.done == [*["agents.train", "agents.record"] * 2, "training.scenes"]
+    processes.fails = ""
+    assert loop.main(cfg) == tmp_path / "loop" / "0" / "adapter"
+    assert processes.done[before:] == ["training.train", *["agents.train", "agents.record"] * 2]
+    assert processes.scenes == (tmp_path, tmp_path / "loop" / "0" / "scenes")
+    assert loop.main(cfg)
+    assert len(processes.done) == before + 5
+    assert "window-close-v3               50%, 0.25               50%, 0.25" in capsys.readouterr().out
+
+
+def test_the_loop_trains_on_training_tasks_alone():
+    with pytest.raises(ValueError, match="drawer-open-v3 is held out"):
+        loop.LoopConfig(tasks=("drawer-open-v3",))
 
 
 def test_a_row_replaces_the_one_with_its_key(tmp_path):

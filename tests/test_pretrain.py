@@ -190,7 +190,7 @@ def test_projection_finds_the_hand_in_the_picture():
 
 
 def test_known_facts(shards):
-    data = order.Scenes(shards, ["window-open-v3", "push-v3"])
+    data = order.Scenes([shards], ["window-open-v3", "push-v3"])
     assert len(data) == 96
     window, push = data.task == 0, data.task == 1
     open_ = data.facts.index("state:window=open")
@@ -200,7 +200,7 @@ def test_known_facts(shards):
     row = int(np.flatnonzero(window)[0])
     assert all(data.known[row, fact] == -1 for fact in data.own_false(row))
     with pytest.raises(FileNotFoundError, match="no scenes of sweep-v3"):
-        order.Scenes(shards, ["sweep-v3"])
+        order.Scenes([shards], ["sweep-v3"])
 
 
 def test_sigmoid_loss_by_hand():

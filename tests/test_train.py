@@ -285,7 +285,7 @@ def test_scenes_are_ordered_beside_the_objective(
     tasks = ("window-open-v3", "push-v3")
     monkeypatch.setattr("training.train.train_tasks", lambda split: tasks)
     config = replace(config, split="none", samples=160, order_groups=2, learning_rate=1e-2)
-    orders = Orders(Scenes(shards, tasks))
+    orders = Orders(Scenes([shards], tasks))
 
     def loss(folder: Path) -> float:
         model = RewardModel.from_pretrained(folder)
@@ -299,11 +299,11 @@ def test_scenes_are_ordered_beside_the_objective(
         return float(np.mean(losses))
 
     without = train(replace(config, output=tmp_path / "without"))
-    done = train(replace(config, scenes=shards))
+    done = train(replace(config, scenes=(shards,)))
     assert loss(done.folder) < loss(without.folder) - 0.02
     assert json.loads((done.folder / "vlm_reward.json").read_text())["objective"] == "triplet+order"
     with pytest.raises(FileNotFoundError, match=r"has no scenes of push-v3, window-open-v3; run python -m"):
-        train(replace(config, scenes=tmp_path, overwrite=True))
+        train(replace(config, scenes=(tmp_path,), overwrite=True))
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

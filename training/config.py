@@ -35,8 +35,8 @@ class TrainConfig:
     kinds: tuple[str, ...] = ("expert",)
     """Kinds of trajectories to learn from; the others in the dataset are left out."""
 
-    scenes: Path | None = None
-    """Shards of training.scenes, whose images are ordered by sentences beside the objective (training.order);
+    scenes: tuple[Path, ...] = ()
+    """Folders of training.scenes, whose images are ordered by sentences beside the objective (training.order);
     none, as in the paper, when not given."""
     order_weight: float = 100.0
     """Of the loss that orders them."""
@@ -152,5 +152,5 @@ class TrainConfig:
         apart = ("output", "resume", "overwrite", "cache", "tensorboard", "threads", "device", "save_every")
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
-        fields["scenes"] = self.scenes and str(self.scenes)
+        fields["scenes"] = [str(folder) for folder in self.scenes] or None
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

@@ -23,12 +23,14 @@ GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
 """Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
 
 
-def shards_of(folder: Path, tasks: Sequence[str]) -> list[Path]:
+def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
     """The files of `training.scenes` that show these tasks; FileNotFoundError when one has none."""
-    files = [file for file in sorted(folder.glob("*.npz")) if file.stem.partition("-")[2] in tasks]
+    shards = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
+    files = [file for file in shards if file.stem.partition("-")[2] in tasks]
     if missing := set(tasks) - {file.stem.partition("-")[2] for file in files}:
+        where = ", ".join(map(str, folders))
         raise FileNotFoundError(
-            f"{folder} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
+            f"{where} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
         )
     return files
 
@@ -39,8 +41,8 @@ class Scenes:
     `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell.
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[str]) -> None:
-        files = shards_of(folder, tasks)
+    def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
+        files = shards_of(folders, tasks)
         self.tasks = tuple(tasks)
         index: dict[str, int] = {}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points")}

@@ -264,7 +264,7 @@ def pretrain(config: Config) -> None:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
-    scenes = Scenes(config.scenes, tasks)
+    scenes = Scenes((config.scenes,), tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
     config.work.mkdir(parents=True, exist_ok=True)
 

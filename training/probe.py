@@ -121,7 +121,7 @@ def main(config: Config) -> None:
         for what, value in demonstrations(model, config.dataset, tasks, config.seed).items():
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
-            right = retrieval(model, Scenes(config.scenes, tasks), config.candidates, config.seed)
+            right = retrieval(model, Scenes((config.scenes,), tasks), config.candidates, config.seed)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)
     figures["lessons, untaught things, %"] = round(100 * lesson_accuracy(model, 1000, config.seed), 1)

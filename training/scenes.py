@@ -8,10 +8,17 @@ cameras drawn anew each time. Each frame comes with a state vector, the image po
 goal, and the facts (`training.captions`) that hold and that do not.
 
     python -m training.scenes --output out/scenes --rounds 3
+    python -m training.scenes --output out/agent-scenes --actions out/actions/*.npz    # what agents did
+
+`--actions` renders in the place of these rollouts what agents did in training tasks (`python -m agents.record`):
+states that an optimiser finds, for `training.train --scenes`.
 """
 
 import json
 import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +72,8 @@ class Config:
     """Rollouts per shard (24 images each)."""
     tasks: tuple[str, ...] = train_tasks()
     """Training tasks to render."""
+    actions: tuple[Path, ...] = ()
+    """Files of agents.record to render, a shard each, in place of `rounds` and `tasks`."""
     workers: int = 2
     """Processes."""
     seed: int = 0
@@ -181,6 +190,11 @@ class _Actor:
         return self.policy(observation) + self.bias + self.noise * self.rng.normal(0, 1, 4)
 
 
+def _replay(actions: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
+    """Does again what was done: actions [T, 4]."""
+    return lambda step, _: actions[step]
+
+
 def _disturb(env: MetaWorldTask, task: str, rng: np.random.Generator) -> None:
     """Put the mechanism or the object where no rollout of this task begins."""
     words, data = WORDS[task], env.data
@@ -204,8 +218,33 @@ def _disturb(env: MetaWorldTask, task: str, rng: np.random.Generator) -> None:
         env.forward()
 
 
-def make_shard(task: str, size: int, episodes: int, seed: tuple[int, ...]) -> dict[str, Any]:
+def read_actions(file: Path) -> tuple[str, np.ndarray, np.ndarray]:
+    """Task, seeds int64 [E] of the resets and actions float32 [E, T, 4] of a file of agents.record.
+
+    Raises:
+        ValueError: the file is something else, or of a task that is not for training.
+    """
+    try:
+        with np.load(file) as stored:
+            task, seeds, actions = str(stored["task"]), stored["seeds"], stored["actions"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} holds no actions of agents.record ({error!r})") from error
+    if task not in train_tasks():
+        raise ValueError(f"scenes are rendered of training tasks alone, {file} is of {task}")
+    return task, seeds, actions
+
+
+def make_shard(
+    task: str, size: int, episodes: int, seed: tuple[int, ...], actions: Path | None = None
+) -> dict[str, Any]:
     """Render one shard.
+
+    Args:
+        task: a training task.
+        size: side of the frames, pixels.
+        episodes: rollouts.
+        seed: of all that is drawn.
+        actions: a file of agents.record, whose episodes are replayed; the number of rollouts is theirs.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -215,7 +254,11 @@ def make_shard(task: str, size: int, episodes: int, seed: tuple[int, ...]) -> di
     rng = np.random.default_rng(seed)
     names = train_tasks()
     words = WORDS[task]
-    env = MetaWorldTask(task, int(rng.integers(2**31)), random_hand_start=True)
+    env = MetaWorldTask(task, int(rng.integers(2**31)), random_hand_start=actions is None)
+    seeds, acted = [None] * episodes, None
+    if actions:
+        _, seeds, acted = read_actions(actions)
+    steps = SIMULATED_STEPS if acted is None else acted.shape[1]
     variation = Variation(env.model, words.body)
     spec = CameraSpec()
     out: dict[str, list] = {
@@ -223,16 +266,19 @@ def make_shard(task: str, size: int, episodes: int, seed: tuple[int, ...]) -> di
     }
     address = _mechanism(env.model, words.joint[0]) if words.joint else None
     with CameraRig(env, spec) as rig:
-        for episode in range(episodes):
-            observation, _ = env.reset()
+        for episode, start_seed in enumerate(seeds):
+            observation, _ = env.reset(seed=None if start_seed is None else int(start_seed))
             colour = variation.apply(rng) or words.colour
             env.forward()
             start = observation[4:7].copy()
-            _disturb(env, task, rng)
-            actor = _Actor(task, rng, names)
-            recorded = set(rng.choice(SIMULATED_STEPS, RECORDED_STEPS, replace=False).tolist())
-            for step in range(SIMULATED_STEPS):
-                observation, reward, _, _, info = env.step(actor(step, observation))
+            if acted is None:
+                _disturb(env, task, rng)
+                act: Callable[[int, np.ndarray], np.ndarray] = _Actor(task, rng, names)
+            else:
+                act = _replay(acted[episode])
+            recorded = set(rng.choice(steps, min(RECORDED_STEPS, steps), replace=False).tolist())
+            for step in range(steps):
+                observation, reward, _, _, info = env.step(act(step, observation))
                 if step not in recorded:
                     continue
                 hand, position, goal = env.metaworld.tcp_center, observation[4:7], observation[36:39]
@@ -297,9 +343,9 @@ def make_shard(task: str, size: int, episodes: int, seed: tuple[int, ...]) -> di
     }
 
 
-def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...]]) -> None:
-    path, task, size, episodes, seed = job
-    shard = make_shard(task, size, episodes, seed)
+def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None]) -> None:
+    path, task, size, episodes, seed, actions = job
+    shard = make_shard(task, size, episodes, seed, actions)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
@@ -319,15 +365,25 @@ def main(config: Config) -> None:
     unknown = [task for task in config.tasks if task not in order]
     if unknown:
         raise ValueError(f"scenes are rendered of training tasks alone, got {', '.join(unknown)}")
+    wanted = [(task, round_, None) for round_ in range(config.rounds) for task in config.tasks]
+    if config.actions:
+        found = [(read_actions(file)[0], file) for file in sorted(config.actions)]
+        counts = Counter[str]()
+        wanted = []
+        for task, file in found:
+            wanted.append((task, counts[task], file))
+            counts[task] += 1
     jobs = [
-        (path, task, config.size, config.episodes, (config.seed, order.index(task), round_))
-        for round_ in range(config.rounds)
-        for task in config.tasks
+        (path, task, config.size, config.episodes, (config.seed, order.index(task), round_), file)
+        for task, round_, file in wanted
         if not (path := config.output / f"{round_:03d}-{task}.npz").exists()
     ]
-    done = config.rounds * len(config.tasks) - len(jobs)
+    done = len(wanted) - len(jobs)
     run_jobs(_write_shard, jobs, workers=config.workers, unit="shard", done=done)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error

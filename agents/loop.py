@@ -1,0 +1,163 @@
+"""Train against what an optimiser does: agents hack the reward, what they did is ordered by the simulator, again.
+
+    python -m training.scenes && python -m agents.loop           # one round; about an hour on two cores
+    python -m agents.loop --rounds 2 --tasks window-close-v3 faucet-open-v3
+
+A round: PPO agents learn training tasks from the reward as it is (agents.train); what they do when they are done
+(agents.record) is rendered with the simulator's state (training.scenes --actions); an adapter is trained as
+`triplet+order` is, with these pictures beside the others (training.train --scenes). After the last round agents
+learn from the last adapter, too. Each step is a process of its own and its command is printed; what is finished
+is skipped, what was stopped goes on. At the end: success, and the rank correlation of learned and true return
+over all episodes of each training, round by round.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from vlm_reward._parallel import run_jobs
+from vlm_reward.tasks import HELD_OUT, check_task
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Agents, their rollouts, a better adapter, round by round."""
+
+    reward: str = "siglip2-tiny/triplet+order"
+    """Adapter that the first agents learn from."""
+    tasks: tuple[str, ...] = ("window-close-v3", "faucet-open-v3", "door-close-v3", "plate-slide-v3")
+    """Training tasks that agents learn."""
+    rounds: int = 1
+    """Adapters to train."""
+    timesteps: int = 50_000
+    """Environment steps of an agent."""
+    cameras: tuple[str, ...] = ("corner",)
+    """Views that agents are rewarded by."""
+    scenes: Path = Path("out/scenes")
+    """The pictures of training.scenes."""
+    max_steps: int = 600
+    """Steps of an adapter."""
+    backbone: str = "siglip2-tiny"
+    """What adapters are trained from."""
+    seed: int = 0
+    """Of agents and adapters."""
+    workers: int = 2
+    """Agents side by side."""
+    output: Path = Path("runs/loop")
+    """Folder of all of it: one for each round, with agents, actions, scenes and adapter."""
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if check_task(task) in HELD_OUT:
+                raise ValueError(f"{task} is held out from all training; give training tasks")
+        if self.rounds < 1 or self.workers < 1:
+            raise ValueError("rounds and workers must be at least 1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process, run once: then `done` exists. One that was stopped goes on with --resume if `begun` exists."""
+
+    command: tuple[str, ...]
+    done: Path
+    begun: Path | None = None
+
+    def run(self) -> None:
+        """Run it unless it is done; RuntimeError if it fails."""
+        if self.done.exists():
+            return
+        words = [*self.command, *(["--resume"] if self.begun and self.begun.exists() else [])]
+        line = shlex.join(["python", *words])
+        print(line, flush=True)
+        if subprocess.run([sys.executable, *words]).returncode != 0:
+            raise RuntimeError(f"failed: {line}")
+        self.done.parent.mkdir(parents=True, exist_ok=True)
+        self.done.touch()
+
+
+def run_all(steps: Sequence[Step]) -> None:
+    """One after the other: what a worker does."""
+    for step in steps:
+        step.run()
+
+
+def agent_steps(cfg: LoopConfig, number: int, task: str, reward: str) -> tuple[Step, ...]:
+    """Train a round's agent on a task, and record what it does."""
+    home = cfg.output / str(number)
+    run = home / "agents" / task
+    learn = [
+        "-m",
+        "agents.train",
+        "--algo",
+        "ppo",
+        "--task",
+        task,
+        "--reward",
+        reward,
+        "--cameras",
+        *cfg.cameras,
+    ]
+    learn += ["--score-every", "2", "--processes", "False", "--timesteps", str(cfg.timesteps)]
+    learn += ["--seed", str(cfg.seed), "--output", str(run), "--results", str(home / "agents.json")]
+    record = ["-m", "agents.record", str(run), "--out", str(home / "actions" / f"{task}.npz")]
+    return (
+        Step(tuple(learn), home / "done" / f"agent-{task}", run / "last" / "state.json"),
+        Step(tuple(record), home / "done" / f"actions-{task}"),
+    )
+
+
+def adapter_steps(cfg: LoopConfig, number: int) -> tuple[Step, ...]:
+    """Render what the round's agents did, and train on the pictures of all rounds so far."""
+    home = cfg.output / str(number)
+    adapter = home / "adapter"
+    folders = [cfg.scenes, *(cfg.output / str(earlier) / "scenes" for earlier in range(number + 1))]
+    actions = [str(home / "actions" / f"{task}.npz") for task in cfg.tasks]
+    render = ["-m", "training.scenes", "--actions", *actions, "--output", str(folders[-1])]
+    learn = ["-m", "training.train", "--objective", "triplet", "--sampler", "grouped"]
+    learn += ["--backbone", cfg.backbone, "--scenes", *map(str, folders), "--max-steps", str(cfg.max_steps)]
+    learn += ["--learning-rate", "3e-4", "--validate-every", "50", "--select", "voc+listening"]
+    learn += ["--seed", str(cfg.seed), "--output", str(adapter)]
+    return (
+        Step(tuple(render), home / "done" / "scenes"),
+        Step(tuple(learn), home / "done" / "adapter", adapter / "state.safetensors"),
+    )
+
+
+def table(rounds: Sequence[Sequence[dict]]) -> str:
+    """Success and rank correlation of each task's agent, a column a round."""
+    lines = ["task" + "".join(f"{f'round {number}':>24s}" for number in range(len(rounds)))]
+    for row, *later in zip(*rounds, strict=True):
+        cells = [f"{each['success']:.0%}, {each['rank_correlation']:.2f}" for each in (row, *later)]
+        lines.append(row["task"] + "".join(f"{cell:>24s}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main(cfg: LoopConfig) -> Path:
+    """Run what is left of all rounds; returns the last adapter."""
+    if not any(cfg.scenes.glob("*.npz")):
+        raise FileNotFoundError(f"no scenes in {cfg.scenes}; make them with python -m training.scenes")
+    reward, rounds = cfg.reward, []
+    for number in range(cfg.rounds + 1):  # the last round's agents try the last adapter
+        jobs = [agent_steps(cfg, number, task, reward) for task in cfg.tasks]
+        run_jobs(run_all, jobs, workers=cfg.workers, unit="agent")
+        rounds.append(json.loads((cfg.output / str(number) / "agents.json").read_text()))
+        if number < cfg.rounds:
+            run_all(adapter_steps(cfg, number))
+            reward = str(cfg.output / str(number) / "adapter")
+    print(f"success, rank correlation of learned and true return:\n{table(rounds)}\nadapter: {reward}")
+    return Path(reward)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(LoopConfig, description=__doc__))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"agents.loop: {error}") from error
+    except KeyboardInterrupt:
+        sys.exit(130)
