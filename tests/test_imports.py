@@ -28,7 +28,7 @@ LIBRARY = {
     "lerobot": {"cameras", "datasets"},
     "frame_cache": {"_jobs", "cameras", "datasets", "preprocess"},
     "labels": {"_jobs", "_parallel", "curves", "datasets", "encoder", "preprocess", "reward_model"},
-    "_card": set(),
+    "_card": {"tasks"},
     "reward_model": {"_card", "cameras", "preprocess", "encoder", "similarity"},
     "wrappers": {"cameras", "envs", "reward_model", "tasks", "transforms"},
     "demo": {"_film", "_jobs", "cameras", "curves", "envs", "metrics", "reward_model", "tasks"},

@@ -15,7 +15,7 @@ import pytest
 import tyro
 
 from tests.synthetic import SPEC, write_dataset
-from training import study
+from training import ship, study
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
 from training.study import CHOICES, StudyConfig, arguments, main, plan
@@ -344,6 +344,21 @@ def test_a_real_study_from_demonstrations_to_tables(
     started.clear()
     assert main(config, start) == 0
     assert [words[0] for words in started] == ["eval.report"]
+
+    # The best adapter of an objective gets a name and a card.
+    found["cells"].append(entries[r3m.name] | {"cell": "worse", "checkpoint": "nowhere"})
+    found["cells"][-1]["best"] = {"val_voc": -2.0}
+    config.out.write_text(json.dumps(found))
+    shipped = tmp_path / "checkpoints" / Path(config.backbone).name / "r3m"
+    shipping = ship.ShipConfig(config.out, ("r3m",), tmp_path / "checkpoints")
+    assert ship.main(shipping) == ship.main(shipping) == [shipped]
+    card = (shipped / "README.md").read_text()
+    assert f"| Meta-World, mean of the tasks | VOC, mean over the views | {voc:.1f} [" in card
+    assert f"preset `paper`, seed 0; {config.sampler} sampler; peak learning rate 0.0001;" in card
+    assert "no sentence of a held-out task" in card
+    assert json.loads((shipped / "train_log.json").read_text())["result"]["steps"] == 2
+    with pytest.raises(ValueError, match="no finished cell of liv"):
+        ship.main(replace(shipping, objectives=("liv",)))
 
 
 def test_with_ray_each_cell_is_one_job_that_fails_alone(

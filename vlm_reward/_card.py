@@ -5,6 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from vlm_reward.tasks import train_tasks
+
 _METRICS = {
     "consistency": "consistency",
     "voc": "VOC",
@@ -102,13 +104,49 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         for result, interval in zip(results, [*intervals, ""], strict=False):
             figure = (result.metric_name or "").removesuffix(", %")
             body.append(f"| {result.dataset_name} | {figure} | {result.metric_value}{interval} |")
+    if adapter and isinstance(protocol := facts.get("protocol"), Mapping):
+        body += ["", "## Data and protocol", "", _learned(facts, protocol)]
+    if adapter:
+        body += ["", "## Use and limits", "", _USE]
     rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
     if spec := facts["camera_spec"]:
         rows["cameras"] = spec["cameras"]
         rows["frames"] = f"{spec['height']} x {spec['width']}, render profile {spec['profile']}"
     if rows:
-        body += ["", "| fact | value |", "|---|---|", *(f"| {key} | {_cell(rows[key])} |" for key in rows)]
+        body += [
+            "",
+            "## Facts",
+            "",
+            "| fact | value |",
+            "|---|---|",
+            *(f"| {key} | {_cell(rows[key])} |" for key in rows),
+        ]
     return "\n".join(["---", head.to_yaml(), "---", "", *body, ""])
+
+
+def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Where it was learned, and how."""
+    tasks, held_back = facts.get("train_tasks", []), facts.get("validation_episodes", [])
+    lora = f"r {protocol.get('lora_rank')}, alpha {protocol.get('lora_alpha')}"
+    scenes = protocol.get("scenes")
+    nothing = "; no frame and no sentence of a held-out task" if set(tasks) <= set(train_tasks()) else ""
+    told = [
+        f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
+        f"trajectories held back for validation{nothing}.",
+        "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
+        f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
+        f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
+        f"both towers; the adapter of step {facts.get('trained_steps')}, the best on the held-back trajectories.",
+    ]
+    return " ".join(filter(None, told))
+
+
+_USE = (
+    "For dense rewards and progress curves from the cameras below; other cameras, sizes and render profiles are "
+    "refused. It saw demonstrations, so an agent can find states that it overrates: watch true success beside the "
+    "learned return. It is no judge of safety. How well it listens, tells success from failure and does on tasks "
+    "never seen is in the figures, if there are any above."
+)
 
 
 def _inside(facts: Mapping[str, Any], key: str, name: str) -> Any:

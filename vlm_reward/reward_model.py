@@ -166,19 +166,23 @@ class RewardModel:
                 "render with model.camera_spec, or retrain"
             )
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
         """Write an adapter folder (LoRA alone) or, without LoRA, a stand-alone backbone; with a model card.
 
         The adapter is one of PEFT's, the backbone one of transformers': either loads it without this package.
         The files are written beside and moved at the end: a failure leaves an earlier checkpoint as it was. A
         README.md that is there already stays.
 
+        Args:
+            path: the folder.
+            name: what the model card calls it; the folder's name when not given.
+
         Raises:
             ValueError: an adapter into a backbone's folder, or the other way round; `metadata["evaluation"]` is
                 not one checkpoint's rows of `eval.benchmark`.
             OSError: it could not be written, for example on a full disk.
         """
-        self._save(Path(path), Path(path).name)
+        self._save(Path(path), name or Path(path).name)
 
     def _save(self, final: Path, name: str) -> None:
         with write_folder(final) as folder:
