@@ -31,7 +31,7 @@ class LoopConfig:
 
     reward: str = "siglip2-tiny/triplet+order"
     """Adapter that the first agents learn from."""
-    tasks: tuple[str, ...] = ("window-close-v3", "faucet-open-v3", "door-close-v3", "plate-slide-v3")
+    tasks: tuple[str, ...] = ("window-close-v3", "faucet-open-v3", "door-close-v3")
     """Training tasks that agents learn."""
     rounds: int = 1
     """Adapters to train."""

@@ -80,6 +80,12 @@ _OPEN: tuple[tuple[Any, ...], ...] = (
         {"temperature": 0.02},
     ),
     (
+        "temperature",
+        "r3m",
+        "The same, with R3M's time contrast between frames beside it.",
+        {"temperature": 0.1},
+    ),
+    (
         "gamma",
         "vip_text",
         "How far ahead a value looks; the paper names none, VIP's code has 0.98.",
