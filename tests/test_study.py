@@ -356,6 +356,7 @@ def test_a_real_study_from_demonstrations_to_tables(
     assert f"| Meta-World, mean of the tasks | VOC, mean over the views | {voc:.1f} [" in card
     assert f"preset `paper`, seed 0; {config.sampler} sampler; peak learning rate 0.0001;" in card
     assert "no sentence of a held-out task" in card
+    assert "| validation VOC of the backbone alone, % | " in card
     assert json.loads((shipped / "train_log.json").read_text())["result"]["steps"] == 2
     with pytest.raises(ValueError, match="no finished cell of liv"):
         ship.main(replace(shipping, objectives=("liv",)))

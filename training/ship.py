@@ -62,6 +62,9 @@ def main(cfg: ShipConfig) -> list[Path]:
         model.metadata["evaluation"] = [
             row for row in found["rows"] if row["checkpoint"] == best["checkpoint"]
         ]
+        model.metadata["validation VOC of the backbone alone, %"] = round(
+            100 * best["history"][0]["val_voc"], 1
+        )
         folder = cfg.out / name
         (folder / "README.md").unlink(missing_ok=True)  # the figures of an earlier one
         model.save_pretrained(folder, name=name)
