@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
@@ -50,7 +50,7 @@ class LoopConfig:
     workers: int = 2
     """Agents side by side."""
     output: Path = Path("runs/loop")
-    """Folder of all of it: one for each round, with agents, actions, scenes and adapter."""
+    """Folder of all of it: 0, 1, ... with agents and actions, and all but the last with scenes and adapter."""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -58,6 +58,10 @@ class LoopConfig:
                 raise ValueError(f"{task} is held out from all training; give training tasks")
         if self.rounds < 1 or self.workers < 1:
             raise ValueError("rounds and workers must be at least 1")
+        if self.reward in ("dense", "sparse"):
+            raise ValueError(
+                f"reward must be a checkpoint, whose faults the agents find; got {self.reward!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,18 +134,38 @@ def adapter_steps(cfg: LoopConfig, number: int) -> tuple[Step, ...]:
 
 
 def table(rounds: Sequence[Sequence[dict]]) -> str:
-    """Success and rank correlation of each task's agent, a column a round."""
-    lines = ["task" + "".join(f"{f'round {number}':>24s}" for number in range(len(rounds)))]
+    """Success and rank correlation of each task's agent, a column for each reward."""
+    heads = ["first reward", *(f"adapter {number}" for number in range(len(rounds) - 1))]
+    lines = ["task" + "".join(f"{head:>24s}" for head in heads)]
     for row, *later in zip(*rounds, strict=True):
         cells = [f"{each['success']:.0%}, {each['rank_correlation']:.2f}" for each in (row, *later)]
         lines.append(row["task"] + "".join(f"{cell:>24s}" for cell in cells))
     return "\n".join(lines)
 
 
+def check_settings(cfg: LoopConfig) -> None:
+    """ValueError when `output` holds a loop by other settings, whose steps would be taken for this one's."""
+    free = ("rounds", "workers", "output")
+    now = {
+        key: value
+        for key, value in json.loads(json.dumps(asdict(cfg), default=str)).items()
+        if key not in free
+    }
+    file = cfg.output / "settings.json"
+    then = json.loads(file.read_text()) if file.exists() else now
+    if differ := [f"{key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]:
+        raise ValueError(
+            f"{cfg.output} was begun with other settings ({'; '.join(differ)}); give another --output"
+        )
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now, indent=2) + "\n")
+
+
 def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
     if not any(cfg.scenes.glob("*.npz")):
         raise FileNotFoundError(f"no scenes in {cfg.scenes}; make them with python -m training.scenes")
+    check_settings(cfg)
     reward, rounds = cfg.reward, []
     for number in range(cfg.rounds + 1):  # the last round's agents try the last adapter
         jobs = [agent_steps(cfg, number, task, reward) for task in cfg.tasks]

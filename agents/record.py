@@ -1,7 +1,9 @@
 """What a saved agent does, as placements and actions that anybody can replay. Nothing is rendered.
 
-python -m agents.record runs/agents/window-close-v3/... --out out/actions/window-close.npz
-python -m training.scenes --actions out/actions/*.npz --output out/agent-scenes    # renders them
+    python -m agents.record runs/agents/window-close-v3/dense/ppo-seed0 --out out/actions/window-close.npz
+    python -m training.scenes --actions out/actions/*.npz --output out/agent-scenes    # renders them
+
+The file has the task, the seed of each reset and each action: the simulator does the rest.
 """
 
 import functools
@@ -55,12 +57,10 @@ def roll_out(
     with closing(make_task_env(task, horizon)) as env:
         for seed in seeds:
             observation, _ = env.reset(seed=seed)
-            done = False
-            while not done:
+            for _ in range(horizon):  # it never ends before
                 actions.append(policy(observation))
-                observation, reward, terminated, truncated, _ = env.step(actions[-1])
+                observation, reward, *_ = env.step(actions[-1])
                 rewards.append(float(reward))
-                done = terminated or truncated
     return np.array(actions, np.float32).reshape(len(seeds), horizon, -1), np.reshape(rewards, (-1, horizon))
 
 

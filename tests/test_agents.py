@@ -447,11 +447,15 @@ def test_the_loop_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert loop.main(cfg)
     assert len(processes.done) == before + 5
     assert "window-close-v3               50%, 0.25               50%, 0.25" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"begun with other settings \(timesteps: 50000 then, 10 now\)"):
+        loop.main(replace(cfg, timesteps=10))
 
 
 def test_the_loop_trains_on_training_tasks_alone():
     with pytest.raises(ValueError, match="drawer-open-v3 is held out"):
         loop.LoopConfig(tasks=("drawer-open-v3",))
+    with pytest.raises(ValueError, match="reward must be a checkpoint"):
+        loop.LoopConfig(reward="dense")
 
 
 def test_a_row_replaces_the_one_with_its_key(tmp_path):

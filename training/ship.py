@@ -4,7 +4,7 @@
     python -m training.ship --objectives triplet liv
 
 Best is the cell with nothing changed, of any preset and seed, whose validation VOC is highest; held-out figures
-choose nothing.
+choose nothing. The adapters themselves lie where the study wrote them (runs/study), so run that first.
 """
 
 import shutil
@@ -36,14 +36,14 @@ class ShipConfig:
 
 
 def main(cfg: ShipConfig) -> list[Path]:
-    """Copy them; returns the folders.
+    """Copy them, once it is clear that all can be; returns the folders.
 
     Raises:
         ValueError: an objective has no finished cell, or its backbone has been trained again since.
         FileNotFoundError: a cell's folder is gone.
     """
     found = read(cfg.study)
-    folders = []
+    chosen = []
     for objective in cfg.objectives:
         cells = [
             cell
@@ -57,8 +57,10 @@ def main(cfg: ShipConfig) -> list[Path]:
             raise ValueError(
                 f"{best['cell']} was trained on other weights of {best['backbone']}; run it again"
             )
-        source, name = Path(best["checkpoint"]), f"{Path(best['backbone']).name}/{objective}"
-        model = RewardModel.from_pretrained(source)
+        chosen.append((best, RewardModel.from_pretrained(Path(best["checkpoint"]))))
+    folders = []
+    for best, model in chosen:
+        name = f"{Path(best['backbone']).name}/{best['objective']}"
         model.metadata["evaluation"] = [
             row for row in found["rows"] if row["checkpoint"] == best["checkpoint"]
         ]
@@ -68,7 +70,7 @@ def main(cfg: ShipConfig) -> list[Path]:
         folder = cfg.out / name
         (folder / "README.md").unlink(missing_ok=True)  # the figures of an earlier one
         model.save_pretrained(folder, name=name)
-        shutil.copy(source / "train_log.json", folder)
+        shutil.copy(Path(best["checkpoint"], "train_log.json"), folder)
         print(f"{name}: {best['cell']}, validation VOC {100 * best['best']['val_voc']:.1f}")
         folders.append(folder)
     return folders
