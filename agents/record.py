@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.agent import act, load_agent
 from agents.config import AgentConfig
 from agents.environments import make_task_env
+from agents.evaluate import run_episode
 from vlm_reward._jobs import replacing
 
 FIRST_SEED = 3_000_000
@@ -53,15 +54,15 @@ def roll_out(
     policy: Callable[[np.ndarray], np.ndarray], task: str, horizon: int, seeds: range
 ) -> tuple[np.ndarray, np.ndarray]:
     """Actions float32 [E, T, 4] of an episode from each seed, and the true rewards [E, T] that they had."""
-    actions, rewards = [], []
+    actions: list[np.ndarray] = []
+
+    def noted(observation: np.ndarray) -> np.ndarray:
+        actions.append(policy(observation))
+        return actions[-1]
+
     with closing(make_task_env(task, horizon)) as env:
-        for seed in seeds:
-            observation, _ = env.reset(seed=seed)
-            for _ in range(horizon):  # it never ends before
-                actions.append(policy(observation))
-                observation, reward, *_ = env.step(actions[-1])
-                rewards.append(float(reward))
-    return np.array(actions, np.float32).reshape(len(seeds), horizon, -1), np.reshape(rewards, (-1, horizon))
+        rewards = [run_episode(noted, env, seed).true for seed in seeds]
+    return np.array(actions, np.float32).reshape(len(seeds), horizon, -1), np.stack(rewards)
 
 
 def record(options: RecordConfig) -> np.ndarray:
