@@ -21,6 +21,7 @@ from pathlib import Path
 
 import tyro
 
+from vlm_reward._jobs import changes, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.tasks import HELD_OUT, check_task
 
@@ -153,12 +154,11 @@ def check_settings(cfg: LoopConfig) -> None:
     }
     file = cfg.output / "settings.json"
     then = json.loads(file.read_text()) if file.exists() else now
-    if differ := [f"{key}: {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]:
-        raise ValueError(
-            f"{cfg.output} was begun with other settings ({'; '.join(differ)}); give another --output"
-        )
+    if differ := changes(then, now):
+        raise ValueError(f"{cfg.output} was begun with other settings ({differ}); give another --output")
     cfg.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=2) + "\n")
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def main(cfg: LoopConfig) -> Path:

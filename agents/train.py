@@ -37,7 +37,7 @@ from agents.environments import make_training_env
 from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
 from agents.rewards import encoder_of, load_scorer
-from vlm_reward._jobs import replacing, stop_on_interrupt
+from vlm_reward._jobs import changes, replacing, stop_on_interrupt
 from vlm_reward.encoder import write_folder
 from vlm_reward.metrics import spearman
 from vlm_reward.wrappers import Scorer
@@ -176,9 +176,8 @@ def check_folder(config: AgentConfig) -> None:
     if not (folder / "last" / "state.json").is_file():
         raise FileNotFoundError(f"nothing to resume: no agent was saved in {folder}; start without --resume")
     then, now = AgentConfig.of_run(folder).protocol(), config.protocol()
-    if differ := [key for key in now if then.get(key) != now[key]]:
-        changes = "; ".join(f"{key}: {then.get(key)} then, {now[key]} now" for key in differ)
-        raise ValueError(f"cannot resume {folder} with other settings ({changes})")
+    if differ := changes(then, now):
+        raise ValueError(f"cannot resume {folder} with other settings ({differ})")
 
 
 def remove_run(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_default_plan_is_the_papers_comparison(config: StudyConfig) -> None:
 
 
 def test_choices_change_one_setting_of_the_paper_preset(config: StudyConfig) -> None:
-    cells = plan(replace(StudyConfig(plan="choices"), backbone=config.backbone))
+    cells = plan(StudyConfig(plan="choices", backbone=config.backbone, learning_rate=3e-4))
     plain = {cell.config.objective: cell.config for cell in cells if cell.config and not cell.choice}
     assert len(cells) == 1 + len(plain) + len(CHOICES)
     named = "similarity temperature gamma value|scale negatives masking InfoNCE LoRA|targets LoRA|rank margin"
@@ -130,6 +130,16 @@ def test_choices_change_one_setting_of_the_paper_preset(config: StudyConfig) -> 
                 key for key, value in cell.config.protocol().items() if default.protocol()[key] != value
             }
             assert changed - {"hyper"} == set(cell.choice.changes)
+
+
+def test_a_choice_that_the_others_have_made_is_no_cell(config: StudyConfig) -> None:
+    given = plan(StudyConfig(plan="choices", backbone=config.backbone, learning_rate=3e-4))
+    papers = plan(StudyConfig(plan="choices", backbone=config.backbone))
+    missing = {cell.name for cell in given} - {cell.name for cell in papers}
+    assert missing == {
+        "triplet/paper-seed0-learning_rate=0.0001",
+        "liv/paper-seed0-learning_rate=1e-05",
+    }
 
 
 def test_commands_are_read_as_the_settings_that_they_were_made_of(config: StudyConfig) -> None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES, find_objective
-from vlm_reward._jobs import BAR_SECONDS, replacing, stop_on_interrupt
+from vlm_reward._jobs import BAR_SECONDS, changes, replacing, stop_on_interrupt
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import locate, weights_digest
@@ -128,13 +128,13 @@ _OPEN: tuple[tuple[Any, ...], ...] = (
         {"lora_rank": 64, "lora_alpha": 128},
     ),
     ("margin", "triplet", "How much better a later frame must be.", {"margin": 0.1}, {"margin": 1.0}),
-    ("learning rate", "triplet", "The paper's is 1e-4, over more steps.", {"learning_rate": 3e-4}),
-    ("learning rate", "liv", "The paper's is 1e-5, over more steps.", {"learning_rate": 1e-4}),
+    ("learning rate", "triplet", "The paper's is 1e-4, over more steps.", {"learning_rate": 1e-4}),
+    ("learning rate", "liv", "The paper's is 1e-5, over more steps.", {"learning_rate": 1e-5}),
 )
 CHOICES = tuple(
     Choice(name, objective, why, one) for name, objective, why, *values in _OPEN for one in values
 )
-"""One setting at a time against the objective's `paper` preset."""
+"""One setting at a time against the objective's `paper` preset; a value that it has by itself makes no cell."""
 
 
 @dataclass(frozen=True)
@@ -295,8 +295,10 @@ def plan(cfg: StudyConfig) -> list[Cell]:
     cells = {"zero_shot": Cell("zero_shot", home / "zero_shot", cfg.backbone, cfg.device)}
     for objective, preset, seed, choice in wanted:
         name = f"{objective}/{preset}-seed{seed}" + (f"-{choice.label}" if choice else "")
-        config = replace(base, objective=objective, preset=preset, seed=seed, output=home / name)
-        config = choice.applied(config) if choice else config
+        plain = replace(base, objective=objective, preset=preset, seed=seed, output=home / name)
+        config = choice.applied(plain) if choice else plain
+        if choice and config.protocol() == plain.protocol():
+            continue  # the cell with nothing changed has this value
         cells[name] = Cell(name, home / name, cfg.backbone, cfg.device, config, choice)
     found = [c for c in cells.values() if any(fnmatch.fnmatch(c.name, pattern) for pattern in cfg.only)]
     if not found:
@@ -317,10 +319,9 @@ def check_settings(cells: Sequence[Cell]) -> None:
         if cell.config is None or not log.is_file():
             continue
         then, now = json.loads(log.read_text())["protocol"], json.loads(json.dumps(cell.config.protocol()))
-        if differ := [key for key in now if then.get(key) != now[key]]:
-            changes = "; ".join(f"{key}: {then.get(key)} then, {now[key]} now" for key in differ)
+        if differ := changes(then, now):
             raise ValueError(
-                f"{cell.folder} was trained with other settings ({changes}); choose another --runs, or do it "
+                f"{cell.folder} was trained with other settings ({differ}); choose another --runs, or do it "
                 "again with --overwrite"
             )
 

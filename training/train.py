@@ -43,7 +43,7 @@ from training.config import TrainConfig
 from training.objectives import Objective, find_objective
 from training.order import Orders, Scenes, moved, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
-from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.datasets import EpisodeInfo, open_dataset
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.frame_cache import FrameCache, cached
@@ -358,9 +358,8 @@ def check_folder(config: TrainConfig, state_file: Path) -> None:
     if not state_file.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {state_file}; start without --resume")
     then, now = read_state(state_file)["protocol"], json.loads(json.dumps(config.protocol()))
-    if differ := [key for key in now if then.get(key) != now[key]]:
-        changes = "; ".join(f"{key}: {then.get(key)} then, {now[key]} now" for key in differ)
-        raise ValueError(f"cannot resume {folder} with other settings ({changes})")
+    if differ := changes(then, now):
+        raise ValueError(f"cannot resume {folder} with other settings ({differ})")
 
 
 def check_tasks(cache: FrameCache, split: str) -> None:

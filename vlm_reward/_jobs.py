@@ -6,9 +6,10 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -50,6 +51,11 @@ def replacing(file: Path) -> Iterator[Path]:
         raise OSError(f"could not write {file} ({error}); what was saved before is unchanged") from error
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In words, the settings of `now` that had another value, or none, `then`; empty when there are none."""
+    return "; ".join(f"{k}: {then.get(k)} then, {now[k]} now" for k in now if then.get(k) != now[k])
 
 
 def keep_freed_memory() -> None:

@@ -107,7 +107,7 @@ def demo(
     print("Next (in a checkout after `source .venv/bin/activate`):")
     print("  vlm-reward demo --help             another sentence or task")
     print("  vlm-reward score --help            your own video")
-    print("  python -m training.train --help    an adapter of your own (in a checkout)")
+    print("  python -m training.train --help    an adapter of your own")
     print("  README.md                          your own environment")
 
 
