@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,17 @@ def test_order_loss_by_hand():
     # Both pairs that differ: (0 over 1) as above, (0 over 2): log(1 + e^(5 * .7)) = 3.529751.
     loss = order.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
+
+
+def test_backwards_knows_each_demonstrations_own_frames_alone():
+    first, second = (SimpleNamespace(start=start, length=4) for start in (0, 4))
+    values = order.backwards(np.array([1, 3, 4]), [first, second])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(values, [[-0.25, -0.75, np.nan], [np.nan, np.nan, 0.0]])
+    # Of the first, frame 1 before frame 3, scored .4 against .5: log(1 + e^(5 * .1)) = .974077; the second has
+    # a single frame and orders nothing.
+    scores = torch.tensor([[0.4, 0.5, 0.9], [0.1, 0.2, 0.3]])
+    loss = order.order_loss(scores, torch.from_numpy(values), torch.zeros(2))
+    assert loss.item() == pytest.approx(0.974077, abs=1e-5)
 
 
 def test_lesson_loss_by_hand():

@@ -44,6 +44,9 @@ class TrainConfig:
     """Scenes in a batch."""
     order_images: int = 8
     """Images of each of them."""
+    opposite_weight: float = 0.0
+    """Of a loss by which a demonstration runs backwards under the sentence of the opposite task, for the pairs in
+    vlm_reward.tasks.OPPOSITES; 0, as in the paper, for none."""
 
     sampler: Literal["paper", "grouped"] = "paper"
     """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
@@ -67,8 +70,8 @@ class TrainConfig:
     """Validate every so many steps beside the end of each epoch."""
     select: Literal["voc", "voc+listening"] = "voc"
     """What the kept adapter is best in: validation VOC, as in the paper; or the mean of it and of how often the
-    right sentence of ten scores highest at the end of a held-back trajectory. Finetuning raises the first and
-    lowers the second."""
+    right sentence of ten scores highest at the end of a held-back trajectory (with `opposite_weight`, less the
+    VOC under the opposite sentence). Finetuning raises the first and lowers the second."""
     save_every: int = 500
     """Save the training state every so many steps beside each validation."""
 
@@ -123,6 +126,9 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("order_weight", "opposite_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -144,8 +150,9 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """What is learned: the objective, and the order of scenes if there are any."""
-        return f"{self.objective}+order" if self.scenes else self.objective
+        """What is learned: the objective, and what was put beside it."""
+        beside = "+order" * bool(self.scenes) + "+opposites" * bool(self.opposite_weight)
+        return self.objective + beside
 
     def protocol(self) -> dict[str, Any]:
         """JSON-ready settings that decide the result: all but where it is written and how fast it runs."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from training.captions import WORDS, rankings, sentences
 from training.language import is_held_out
 from training.scenes import STATE
+from vlm_reward.datasets import EpisodeInfo
 
 GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
 GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
@@ -181,6 +182,22 @@ def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tens
     values = torch.from_numpy(np.stack([one.values for one in ranked])).to(images.device)
     gaps = torch.tensor([one.gap for one in ranked], device=images.device)
     return order_loss((own @ texts[..., None])[..., 0], values, gaps)
+
+
+def backwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:
+    """How true some frames are of the opposite of what their demonstration does: the earlier, the truer.
+
+    Args:
+        rows: int64 [U], of the frame cache.
+        episodes: R demonstrations.
+
+    Returns:
+        float64 [R, U] in (-1, 0], as `order_loss` takes them; NaN where a frame belongs to another one.
+    """
+    start = np.array([episode.start for episode in episodes])[:, None]
+    length = np.array([episode.length for episode in episodes])[:, None]
+    passed = (rows - start) / length
+    return np.where((passed >= 0) & (passed < 1), -passed, np.nan)
 
 
 def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:

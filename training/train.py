@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
-from training.order import Orders, Scenes, moved, ranked_loss, shards_of, shifted
+from training.order import Orders, Scenes, backwards, moved, order_loss, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.datasets import EpisodeInfo, open_dataset
@@ -51,7 +51,7 @@ from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
 from vlm_reward.reward_model import RewardModel, auto_dtype
 from vlm_reward.similarity import cosine, multi_view
-from vlm_reward.tasks import train_tasks
+from vlm_reward.tasks import instruction, opposite, train_tasks
 
 VALIDATION_BATCHES = 8
 CHUNK = 256  # images in one forward of the validation
@@ -66,7 +66,8 @@ class TrainResult:
         steps: steps done, of `total_steps`.
         total_steps: steps of the whole run.
         best: of the kept adapter, its step, val_voc (mean multi-view VOC), val_listening (how often the right
-            sentence of ten wins at the end, per view) and val_loss; empty without validation.
+            sentence of ten wins at the end, per view), val_opposite (VOC under the opposite task's sentence;
+            only with opposite_weight) and val_loss; empty without validation.
         history: the same after each validation; the first, at step 0, is the backbone's own.
         loss: of the last step.
         seconds: spent in training steps, validation apart.
@@ -133,6 +134,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
     orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out) if config.scenes else None
+    opposites = opposite_sentences(config, training) if config.opposite_weight else {}
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -163,23 +165,29 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
-    def loss_of(batch: Batch, augment: bool = False) -> Tensor:
+    def loss_of(batch: Batch, validating: bool = False) -> Tensor:
         def encode(share: np.ndarray) -> Tensor:
             frames = cache.frames[batch.rows[share], batch.views[share]]
+            augment = config.augment and not validating
             return encode_frames(encoder, jitter(frames, batch.seed, share) if augment else frames)
 
-        def encode_texts(share: np.ndarray) -> Tensor:
-            return encoder.encode_text([batch.texts[i] for i in share])
-
+        drawn = [] if validating else [training[i] for i in batch.trajectory.unique().tolist()]
+        turned = [episode for episode in drawn if episode.task in opposites]
+        said = list(dict.fromkeys([*batch.texts, *(opposites[episode.task] for episode in turned)]))
         with autocast():
             images = joint(encode, len(batch.rows), accelerator)  # [U, D]
-            texts = joint(encode_texts, len(batch.texts), accelerator)  # [L, D]
+            texts = joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
         device = images.device
         frames = {name: images[index.to(device)] for name, index in batch.frames.items()}  # each [N, D]
         text = batch.text.to(device)
-        return objective(
+        loss = objective(
             frames, texts[text], text, generator=torch.Generator().manual_seed(batch.seed), **hyper
         )
+        if turned:
+            scores = texts[[said.index(opposites[episode.task]) for episode in turned]] @ images.T
+            values = torch.from_numpy(backwards(batch.rows, turned)).to(device)
+            loss = loss + config.opposite_weight * order_loss(scores, values, values.new_zeros(len(turned)))
+        return loss
 
     def order_of(seed: int) -> Tensor:
         assert orders
@@ -194,10 +202,10 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
-    asked = sorted({sentence for ten in tens.values() for sentence in ten})
+    asked = sorted({sentence for ten in tens.values() for sentence in ten} | set(opposites.values()))
 
     def validate() -> dict[str, float]:
-        vocs, heard = [], []
+        vocs, heard, turned = [], [], []
         with torch.no_grad():
             with autocast():
                 text = dict(zip(asked, encoder.encode_text(asked), strict=True))
@@ -222,13 +230,17 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                     )
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
                 heard.append(top1_of_k(cosine(images[-cache.views :, None], texts).cpu().numpy()).mean())
-            losses = [loss_of(batch).item() for batch in held_back_batches]
-        return {
+                if other := opposites.get(episode.task):
+                    scores = cosine(images, text[other]).reshape(-1, cache.views)
+                    turned.append(voc(multi_view(scores).cpu().numpy()))
+            losses = [loss_of(batch, validating=True).item() for batch in held_back_batches]
+        row = {
             "step": progress.step,
             "val_voc": float(np.mean(vocs)),
             "val_listening": float(np.mean(heard)),
             "val_loss": float(np.mean(losses)),
         }
+        return row | ({"val_opposite": float(np.mean(turned))} if turned else {})
 
     def save_adapter() -> None:
         model.metadata["trained_steps"] = progress.step
@@ -243,8 +255,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             earlier.unlink(missing_ok=True)
 
     def merit(row: dict[str, float]) -> tuple[float, float]:
-        heard = row["val_listening"] if config.select == "voc+listening" else 0.0
-        return row["val_voc"] + heard, -row["val_loss"]
+        heard = row["val_listening"] - row.get("val_opposite", 0.0)
+        return row["val_voc"] + heard * (config.select == "voc+listening"), -row["val_loss"]
 
     def keep(row: dict[str, float]) -> None:
         """Note a validation; keep the adapter if it is the best so far (step 0, the backbone, never is)."""
@@ -254,13 +266,14 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             progress.best = row
         if main:
             voc_, right, loss = 100 * row["val_voc"], row["val_listening"], row["val_loss"]
+            other = f"under the opposite {100 * row['val_opposite']:.1f}, " if "val_opposite" in row else ""
             tqdm.write(
-                f"step {progress.step} of {total}: validation VOC {voc_:.1f}, right sentence {right:.0%}, "
-                f"loss {loss:.4f}"
+                f"step {progress.step} of {total}: validation VOC {voc_:.1f}, {other}right sentence "
+                f"{right:.0%}, loss {loss:.4f}"
             )
             if board:
-                for name in ("voc", "listening", "loss"):
-                    board.add_scalar(f"validation/{name}", row[f"val_{name}"], progress.step)
+                for name in row.keys() - {"step"}:
+                    board.add_scalar(name.replace("val_", "validation/"), row[name], progress.step)
             if best:
                 model.metadata["validation"] = row
                 save_adapter()
@@ -291,7 +304,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         while progress.step < total and not agreed(stop(), accelerator):
             began = time.perf_counter()
             batch = sampler.batch(*divmod(progress.step, sampler.batches_per_epoch))
-            loss = loss_of(batch, config.augment)
+            loss = loss_of(batch)
             if orders:
                 loss = loss + config.order_weight * order_of(batch.seed)
             loss.backward()
@@ -401,6 +414,23 @@ def scene_tasks(config: TrainConfig) -> list[str]:
     """Whose scenes are ordered: the split's training tasks that are not left out."""
     split = "paper" if config.split == "none" else config.split
     return [task for task in train_tasks(split) if task not in config.leave_out]
+
+
+def opposite_sentences(config: TrainConfig, episodes: Sequence[EpisodeInfo]) -> dict[str, str]:
+    """Task -> sentence of its opposite, for the pairs of which both tasks may be trained on.
+
+    Raises:
+        ValueError: no trajectory is of such a task.
+    """
+    paired = [task for task in dict.fromkeys(e.task for e in episodes) if task in train_tasks()]
+    asked = scene_tasks(config)
+    found = {task: instruction(other) for task in paired if (other := opposite(task)) in asked}
+    if not found:
+        raise ValueError(
+            f"dataset {config.dataset} has no task with an opposite in vlm_reward.tasks.OPPOSITES; "
+            "leave --opposite-weight out"
+        )
+    return found
 
 
 def make_sampler(
