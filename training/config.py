@@ -160,4 +160,5 @@ class TrainConfig:
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
         fields["scenes"] = [str(folder) for folder in self.scenes] or None
+        fields["opposite_weight"] = self.opposite_weight or None  # as in runs before there was one
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
