@@ -6,6 +6,7 @@ training.study writes the figures and ends with this command.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,12 @@ All figures are per cent. An interval in brackets is a 95 % bootstrap: over seed
 the paper.
 """
 
+CURVES = """## Reward curves
+
+As in the paper's Figures 2-4, written by `python -m eval.figures`: an expert, a failed and a random trajectory of
+each held-out task; in rows the backbone and the adapter of each objective that `checkpoints/` holds (the best by
+validation, of either preset), in columns the three views and their mean. The expert's ends at its success."""
+
 Entry = dict[str, Any]
 Figures = Mapping[tuple[str, str, str], float]
 """(checkpoint, task of the average, metric) -> mean over tasks and views."""
@@ -67,6 +74,8 @@ class ReportConfig:
     """What training.study wrote."""
     out: Path = Path("eval/RESULTS.md")
     """The tables."""
+    figures: Path = Path("eval/results/figures/objectives")
+    """Folder of eval.figures, whose pictures are shown."""
 
 
 def main(cfg: ReportConfig) -> Path:
@@ -76,7 +85,7 @@ def main(cfg: ReportConfig) -> Path:
     rows = load_rows((cfg.study,))
     try:
         found = json.loads(cfg.study.read_text())
-        text = report(found["commands"], found["cells"], rows)
+        text = report(found["commands"], found["cells"], rows, pictures(cfg.figures, cfg.out))
     except KeyError as error:
         raise ValueError(f"{cfg.study} is no result of training.study: it lacks {error}") from error
     write(cfg.out, text)
@@ -84,13 +93,27 @@ def main(cfg: ReportConfig) -> Path:
     return cfg.out
 
 
-def report(commands: Sequence[str], entries: Sequence[Entry], rows: Sequence[dict[str, Any]]) -> str:
+def pictures(folder: Path, beside: Path) -> list[str]:
+    """Markdown of the pictures in a folder, as links from the file `beside`."""
+    return [
+        f"![{file.stem.replace('_', ' ')}]({os.path.relpath(file, beside.parent)})"
+        for file in sorted(folder.glob("*.png"))
+    ]
+
+
+def report(
+    commands: Sequence[str],
+    entries: Sequence[Entry],
+    rows: Sequence[dict[str, Any]],
+    shown: Sequence[str] = (),
+) -> str:
     """All of RESULTS.md.
 
     Args:
         commands: lines that made the figures.
         entries: the cells of training.study, finished and failed.
         rows: the benchmark's tidy rows of the finished cells and of the controls.
+        shown: Markdown of pictures.
     """
     paper = paper_numbers()
     done = [entry for entry in entries if "error" not in entry]
@@ -105,7 +128,7 @@ def report(commands: Sequence[str], entries: Sequence[Entry], rows: Sequence[dic
 
     parts = [INTRODUCTION]
     for (backbone, preset), cells in trained.items():
-        shown = {key: cell for key, cell in cells.items() if key[0] not in CONTROLS}
+        own = {key: cell for key, cell in cells.items() if key[0] not in CONTROLS}
         parts += [
             f"## `{backbone}`, preset `{preset}`",
             "### Ranks\n\nAmong the six objectives, by the average over tasks and views; the paper's in brackets.",
@@ -113,15 +136,17 @@ def report(commands: Sequence[str], entries: Sequence[Entry], rows: Sequence[dic
             "### The paper's three claims",
             "\n".join(f"{number}. {claim}" for number, claim in enumerate(claims(cells, paper), 1)),
             "### Table 1: consistency\n\nOurs, and the paper's in brackets.",
-            paper_table(shown, "consistency", paper),
+            paper_table(own, "consistency", paper),
             "### Table 2: value-order correlation\n\nOurs, and the paper's in brackets. A constant score gives 0.",
-            paper_table(shown, "voc", paper),
+            paper_table(own, "voc", paper),
             "### Listening\n\nA reward that listens has a low VOC under wrong sentences, and a negative one under "
             "the opposite sentence.",
             listening_table(cells),
         ]
     if changed:
         parts += ["## What each open choice costs", choices_note(done, figures), choices_table(done, figures)]
+    if shown:
+        parts += [CURVES, *shown]
     parts += ["## Cells", cost_note(done), cells_table(entries, figures)]
     parts += ["## Commands", commands_text(commands, done)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

@@ -229,7 +229,7 @@ def test_failed_cells_are_listed_with_their_last_words():
 
 def test_from_file_to_file(tmp_path: Path):
     commands, entries, rows = study()
-    cfg = ReportConfig(tmp_path / "study.json", tmp_path / "RESULTS.md")
+    cfg = ReportConfig(tmp_path / "study.json", tmp_path / "RESULTS.md", tmp_path / "results" / "curves")
     with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.study"):
         report.main(cfg)
     cfg.study.write_text(json.dumps({"rows": rows}))
@@ -237,3 +237,9 @@ def test_from_file_to_file(tmp_path: Path):
         report.main(cfg)
     cfg.study.write_text(json.dumps({"commands": commands, "cells": entries, "rows": rows}))
     assert report.main(cfg).read_text() == report.report(commands, entries, rows)
+    cfg.figures.mkdir(parents=True)
+    (cfg.figures / "reward_curves_reach-v3.png").touch()
+    assert (
+        "\n![reward curves reach-v3](results/curves/reward_curves_reach-v3.png)\n"
+        in report.main(cfg).read_text()
+    )
