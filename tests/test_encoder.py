@@ -56,6 +56,31 @@ def test_embeddings_are_unit_float32_and_depend_on_the_input(tiny_encoder, pixel
         assert (cosines - torch.eye(len(embeddings))).max() < 0.999
 
 
+def test_pooling_in_bfloat16_makes_no_copy_of_its_weights_for_each_position(tiny_encoder, pixels):
+    attention = tiny_encoder.model.vision_model.head.attention
+    expected = tiny_encoder.encode_images(pixels)
+
+    def copied(shape: list[int]) -> bool:
+        return shape[1:] == [attention.embed_dim, 2 * attention.embed_dim]
+
+    def embed() -> tuple[torch.Tensor, list[list[int]]]:
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", torch.bfloat16),
+            torch.profiler.profile(record_shapes=True) as profile,
+        ):
+            images = tiny_encoder.encode_images(pixels)
+        shapes = [event.input_shapes[0] for event in profile.events() or () if event.name == "aten::copy_"]
+        return images, [shape for shape in shapes if copied(shape)]
+
+    images, copies = embed()
+    assert not copies
+    assert (images * expected).sum(-1).min() > 0.999
+    attention._forward_pre_hooks.clear()
+    if not embed()[1]:
+        pytest.fail("torch no longer copies the weights: DualEncoder's pre-hook of the pooling head can go")
+
+
 def test_one_forward_gives_what_many_give(tiny_encoder, pixels):
     together = tiny_encoder.encode_images(pixels)
     torch.testing.assert_close(together, torch.cat([tiny_encoder.encode_images(p[None]) for p in pixels]))

@@ -110,6 +110,7 @@ class DualEncoder(nn.Module):
         self._siglip = self._family.startswith("siglip")
         if self._siglip:
             tokenizer.padding_side = "right"  # as it was trained; the text embedding is the last position
+            self.model.vision_model.head.attention.register_forward_pre_hook(_positions_first)
         self._adapter: tuple[LoraConfig, dict[str, torch.Tensor]] | None = None  # kept when merged
 
     @classmethod
@@ -498,6 +499,17 @@ def weights_digest(*folders: Path) -> str:
     for file in sorted({file for folder in folders for file in folder.glob("*.safetensors")}):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _positions_first(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Lay keys of the pooling head [M, P, D] out by position, in which order `nn.MultiheadAttention` reads them.
+
+    Else torch multiplies each position on its own in bfloat16 on the CPU, with a copy of the weights for each:
+    a quarter of the time of scoring three images with `siglip2-tiny`.
+    """
+    probe, keys, *_ = args
+    keys = keys.transpose(0, 1).contiguous().transpose(0, 1)
+    return probe, keys, keys
 
 
 def locate(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
