@@ -229,7 +229,12 @@ def test_failed_cells_are_listed_with_their_last_words():
 
 def test_from_file_to_file(tmp_path: Path):
     commands, entries, rows = study()
-    cfg = ReportConfig(tmp_path / "study.json", tmp_path / "RESULTS.md", tmp_path / "results" / "curves")
+    cfg = ReportConfig(
+        tmp_path / "study.json",
+        tmp_path / "RESULTS.md",
+        tmp_path / "results" / "curves",
+        tmp_path / "tried.md",
+    )
     with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.study"):
         report.main(cfg)
     cfg.study.write_text(json.dumps({"rows": rows}))
@@ -243,3 +248,5 @@ def test_from_file_to_file(tmp_path: Path):
         "\n![reward curves reach-v3](results/curves/reward_curves_reach-v3.png)\n"
         in report.main(cfg).read_text()
     )
+    cfg.tried.write_text("## Tried\n")
+    assert report.main(cfg).read_text().endswith("\n\n## Tried\n")
