@@ -165,6 +165,9 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
+    def texts_of(said: list[str]) -> Tensor:
+        return joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
+
     def loss_of(batch: Batch, validating: bool = False) -> Tensor:
         def encode(share: np.ndarray) -> Tensor:
             frames = cache.frames[batch.rows[share], batch.views[share]]
@@ -176,7 +179,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         said = list(dict.fromkeys([*batch.texts, *(opposites[episode.task] for episode in turned)]))
         with autocast():
             images = joint(encode, len(batch.rows), accelerator)  # [U, D]
-            texts = joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
+            texts = texts_of(said)
         device = images.device
         frames = {name: images[index.to(device)] for name, index in batch.frames.items()}  # each [N, D]
         text = batch.text.to(device)
@@ -197,7 +200,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         said = list(dict.fromkeys(one.sentence for one in ranked))
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
-            texts = joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
+            texts = texts_of(said)
         return ranked_loss(images, texts[[said.index(one.sentence) for one in ranked]], ranked)
 
     said = sorted({episode.instruction for episode in cache.episodes})
