@@ -158,14 +158,15 @@ def evaluate(
 
 
 def write_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row to a JSON list of rows, in the place of one with the same task, reward, algo and seed.
+    """Add a row to a JSON list of rows, in the place of one with the same task, reward, algo, seed and
+    steps: a shorter run stays beside a longer one.
 
     Several runs may end at once: they wait for each other, and the file is replaced whole.
 
     Raises:
         ValueError: the file is not a list of rows.
     """
-    key = ("task", "reward", "algo", "seed")
+    key = ("task", "reward", "algo", "seed", "steps")
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file.with_name(f".{file.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the kernel, also when the process is killed

@@ -418,6 +418,7 @@ class Processes:
             return subprocess.CompletedProcess(command, 1)
         if module == "agents.train":
             row = {"task": settings.task, "reward": settings.reward, "algo": "ppo", "seed": settings.seed}
+            row["steps"] = settings.timesteps
             evaluate.write_row(settings.results, row | {"success": 0.5, "rank_correlation": 0.25})
         if module == "training.train":
             self.scenes = settings.scenes
@@ -460,14 +461,15 @@ def test_the_loop_trains_on_training_tasks_alone():
 
 def test_a_row_replaces_the_one_with_its_key(tmp_path):
     file = tmp_path / "results" / "rows.json"
-    row = {"task": "b", "reward": "dense", "algo": "sac", "seed": 0, "success": 0.5}
-    for change in ({}, {"task": "a"}, {"success": 1.0}, {"seed": 1}):
+    row = {"task": "b", "reward": "dense", "algo": "sac", "seed": 0, "steps": 9, "success": 0.5}
+    for change in ({}, {"task": "a"}, {"success": 1.0}, {"seed": 1}, {"steps": 10}):
         evaluate.write_row(file, row | change)
     rows = json.loads(file.read_text())
-    assert [(r["task"], r["seed"], r["success"]) for r in rows] == [
-        ("a", 0, 0.5),
-        ("b", 0, 1.0),
-        ("b", 1, 0.5),
+    assert [(r["task"], r["seed"], r["steps"], r["success"]) for r in rows] == [
+        ("a", 0, 9, 0.5),
+        ("b", 0, 9, 1.0),
+        ("b", 0, 10, 0.5),
+        ("b", 1, 9, 0.5),
     ]
     file.write_text("{}")
     evaluate.write_row(file, row)
