@@ -14,6 +14,10 @@ view ("1", "2", ...) and for the mean of the views ("multi"), all in per cent:
     voc_right, voc_opposite
                    for training tasks that share a scene with their opposite, over trajectories that were not
                    trained on: voc under the right and under the opposite sentence
+    voc_contrast, consistency_contrast
+                   where a training task undoes what is asked: the same of the score less that under its
+                   sentence, which is how `goal-baseline` of strength 1 orders frames (vlm_reward.transforms).
+                   Under the other sentence, against this one, VOC is its negative
 
 The result is one JSON file with tidy `rows` and, beside them, `provenance`, one entry a checkpoint. It is
 saved after each checkpoint; a second run skips those that are done, unless they, the data or the settings
@@ -56,7 +60,7 @@ from vlm_reward.metrics import (
     voc,
 )
 from vlm_reward.reward_model import RewardModel, auto_device
-from vlm_reward.tasks import HELD_OUT, all_tasks, instruction, opposite
+from vlm_reward.tasks import HELD_OUT, all_tasks, contrary, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
 """(task, view, metric) -> what was measured, as a fraction."""
@@ -329,10 +333,20 @@ def _score_model(
 
     estimates, notes = {}, []
     for item in data:
-        texts = model.embed_text(list(item.sentences))
+        against = contrary(item.task)
+        texts = model.embed_text([*item.sentences, *([instruction(against)] if against else [])])
         expert = embed(caches["expert"], item.expert.rows, f"{item.task}, expert") @ texts.T
-        rollouts = embed(caches["rollouts"], item.rollouts.rows, f"{item.task}, rollouts") @ texts[0]
-        estimates |= _measure(cfg, item, expert, rollouts)
+        rollouts = embed(caches["rollouts"], item.rollouts.rows, f"{item.task}, rollouts") @ texts.T
+        estimates |= _measure(cfg, item, expert[..., :10], rollouts[..., 0])
+        if against:
+            less = {"expert": expert, "rollouts": rollouts}
+            less = {kind: scores[..., :1] - scores[..., 10:] for kind, scores in less.items()}
+            measured = _measure(cfg, item, less["expert"], less["rollouts"][..., 0])
+            estimates |= {
+                (task, view, f"{metric}_contrast"): estimate
+                for (task, view, metric), estimate in measured.items()
+                if metric in ("voc", "consistency")
+            }
         if item.task in model.metadata.get("train_tasks", ()):
             notes.append(f"{item.task} is one of its training tasks")
     estimates |= _averages(estimates, "average")
@@ -416,6 +430,8 @@ def _measure_opposites(
             right, opposite = trajectories.map(voc, scores[:, v, 0]), trajectories.map(voc, scores[:, v, 10:])
             found[task, view, "voc_right"] = mean_estimate(right, weights)
             found[task, view, "voc_opposite"] = mean_estimate(opposite.mean(axis=1), weights)
+            told = trajectories.map(voc, scores[:, v, 0] - scores[:, v, 10])
+            found[task, view, "voc_contrast"] = mean_estimate(told, weights)
     return found
 
 

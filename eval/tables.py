@@ -35,6 +35,7 @@ LISTENING = {  # heading -> (task of the average, metric)
     "training tasks: right of 10": ("average_training", "right_of_10"),
     "opposites: VOC, right sentence": ("average_training", "voc_right"),
     "opposites: VOC, opposite sentence": ("average_training", "voc_opposite"),
+    "opposites: VOC, the difference of both": ("average_training", "voc_contrast"),
 }
 
 

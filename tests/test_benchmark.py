@@ -222,6 +222,12 @@ def test_a_deaf_model_is_found_out(run):
     assert value(result, "good", "voc_opposite", task=window) == -100
     assert value(result, "deaf", "voc_opposite", task=window) == 100
     assert value(result, "good", "voc_opposite", task="average_training") == -100
+    assert value(result, "good", "voc_contrast", task=window) == 100
+    assert value(result, "deaf", "voc_contrast", task=window) == 0  # both sentences score alike
+    for task in TASKS:  # held out, against the training task that closes what they open
+        assert value(result, "good", "voc_contrast", task=task) == 100
+        assert value(result, "good", "consistency_contrast", task=task) == 100
+        assert value(result, "deaf", "consistency_contrast", task=task) == 50
     assert value(result, "good", "right_of_10", task="hammer-v3") == 100
     assert not [r for r in result["rows"] if (r["task"], r["metric"]) == ("hammer-v3", "voc_opposite")]
 

@@ -221,15 +221,38 @@ def test_order_loss_by_hand():
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
 
 
-def test_backwards_knows_each_demonstrations_own_frames_alone():
+def test_forwards_knows_each_demonstrations_own_frames_alone():
     first, second = (SimpleNamespace(start=start, length=4) for start in (0, 4))
-    values = order.backwards(np.array([1, 3, 4]), [first, second])  # pyright: ignore[reportArgumentType]
-    np.testing.assert_array_equal(values, [[-0.25, -0.75, np.nan], [np.nan, np.nan, 0.0]])
-    # Of the first, frame 1 before frame 3, scored .4 against .5: log(1 + e^(5 * .1)) = .974077; the second has
+    values = order.forwards(np.array([1, 3, 4]), [first, second])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(values, [[0.25, 0.75, np.nan], [np.nan, np.nan, 0.0]])
+    # Of the first, frame 3 after frame 1, scored .4 against .5: log(1 + e^(5 * .1)) = .974077; the second has
     # a single frame and orders nothing.
-    scores = torch.tensor([[0.4, 0.5, 0.9], [0.1, 0.2, 0.3]])
+    scores = torch.tensor([[0.5, 0.4, 0.9], [0.1, 0.2, 0.3]])
     loss = order.order_loss(scores, torch.from_numpy(values), torch.zeros(2))
     assert loss.item() == pytest.approx(0.974077, abs=1e-5)
+
+
+def test_contrasts_order_a_group_by_a_sentence_and_its_contrary(shards):
+    scenes = order.Scenes([shards], ["window-open-v3", "push-v3"])
+    rows, plain = order.Orders(scenes).draw(2, 8, np.random.default_rng(0))
+    assert all(one.against is None for one in plain)
+    rows, ranked = order.Orders(scenes, contrast=True).draw(2, 8, np.random.default_rng(0))
+    window = int(np.flatnonzero(scenes.task[rows[::8]] == 0)[0])
+    fraction = scenes.state[rows, order.STATE.index("fraction")].reshape(2, 8)[window]
+    asked = order.split_sentences("ask:window=open")[0], order.split_sentences("ask:window=closed")[0]
+    found = [one for one in ranked if one.group == window and one.against in asked[0] + asked[1]]
+    assert len(found) == 1
+    # Who asks for an open window less who asks for a closed one: both want the hand there, the state decides.
+    wanted = order.measured(scenes.state[rows[window * 8 :][:8]], "asked fraction", 1)
+    unwanted = order.measured(scenes.state[rows[window * 8 :][:8]], "asked fraction", -1)
+    sign = 1 if found[0].sentence in asked[0] else -1
+    assert found[0].against in asked[1 if sign > 0 else 0]
+    np.testing.assert_allclose(found[0].values, sign * (wanted - unwanted))
+    assert np.corrcoef(found[0].values, sign * fraction)[0, 1] > 0.9
+    # Without a contrary, such as the task's own sentence, there is none.
+    assert not [
+        one for one in ranked if one.against and one.sentence in order.sentences("instruction:push-v3")
+    ]
 
 
 def test_lesson_loss_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from vlm_reward.tasks import HELD_OUT, OPPOSITES, all_tasks, instruction, opposite, train_tasks
+from vlm_reward.tasks import HELD_OUT, OPPOSITES, all_tasks, contrary, instruction, opposite, train_tasks
 
 
 def test_the_fifty_tasks_are_metaworlds():
@@ -39,6 +39,10 @@ def test_opposites_are_training_tasks_with_different_sentences():
         assert instruction(pair[0]) != instruction(pair[1])
         assert (opposite(pair[0]), opposite(pair[1])) == pair[::-1]
     assert opposite("drawer-close-v3") is None  # its opposite is held out
+    assert contrary("drawer-open-v3") == "drawer-close-v3"  # which may be said
+    assert contrary("window-open-v3") == "window-close-v3"
+    assert contrary("button-press-v3") is None
+    assert {contrary(task) for task in all_tasks()} <= {None, *train_tasks()}
 
 
 def test_unknown_names_are_errors_that_help():

@@ -306,22 +306,22 @@ def test_scenes_are_ordered_beside_the_objective(
         train(replace(config, scenes=(tmp_path,), overwrite=True))
 
 
-def test_a_demonstration_runs_backwards_under_the_opposite_sentence(
+def test_a_demonstration_is_told_from_its_opposite(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, other = TASKS
     monkeypatch.setattr("training.train.opposite", {task: other, other: task}.get)
     config = replace(config, samples=320, learning_rate=1e-2, validation_fraction=0.5)
     plain = train(replace(config, output=tmp_path / "plain"))
-    turned = train(replace(config, opposite_weight=100.0))
-    assert "val_opposite" not in plain.best
-    first, *_, last = [row["val_opposite"] for row in turned.history]
-    assert last < first - 0.2
-    written = json.loads((turned.folder / "vlm_reward.json").read_text())
-    assert written["objective"] == "triplet+opposites"
+    told = train(replace(config, contrast_weight=100.0))
+    assert "val_contrast" not in plain.best
+    first, *_, last = [row["val_contrast"] for row in told.history]
+    assert last > first + 0.2
+    written = json.loads((told.folder / "vlm_reward.json").read_text())
+    assert written["objective"] == "triplet+contrast"
     # The opposite of a task that is left out is not asked for, nor is that of a held-out one.
     with pytest.raises(ValueError, match="no task with an opposite"):
-        train(replace(config, opposite_weight=1.0, leave_out=(other,), overwrite=True))
+        train(replace(config, contrast_weight=1.0, leave_out=(other,), overwrite=True))
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

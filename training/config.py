@@ -44,9 +44,9 @@ class TrainConfig:
     """Scenes in a batch."""
     order_images: int = 8
     """Images of each of them."""
-    opposite_weight: float = 0.0
-    """Of a loss by which a demonstration runs backwards under the sentence of the opposite task, for the pairs in
-    vlm_reward.tasks.OPPOSITES; 0, as in the paper, for none."""
+    contrast_weight: float = 0.0
+    """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
+    the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
 
     sampler: Literal["paper", "grouped"] = "paper"
     """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
@@ -70,8 +70,8 @@ class TrainConfig:
     """Validate every so many steps beside the end of each epoch."""
     select: Literal["voc", "voc+listening"] = "voc"
     """What the kept adapter is best in: validation VOC, as in the paper; or the mean of it and of how often the
-    right sentence of ten scores highest at the end of a held-back trajectory (with `opposite_weight`, less the
-    VOC under the opposite sentence). Finetuning raises the first and lowers the second."""
+    right sentence of ten scores highest at the end of a held-back trajectory (with `contrast_weight`, and of
+    the VOC of contrasts). Finetuning raises the first and lowers the second."""
     save_every: int = 500
     """Save the training state every so many steps beside each validation."""
 
@@ -126,7 +126,7 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("order_weight", "opposite_weight"):
+        for name in ("order_weight", "contrast_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
@@ -151,7 +151,7 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
-        beside = "+order" * bool(self.scenes) + "+opposites" * bool(self.opposite_weight)
+        beside = "+order" * bool(self.scenes) + "+contrast" * bool(self.contrast_weight)
         return self.objective + beside
 
     def protocol(self) -> dict[str, Any]:
@@ -160,5 +160,5 @@ class TrainConfig:
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
         fields["scenes"] = [str(folder) for folder in self.scenes] or None
-        fields["opposite_weight"] = self.opposite_weight or None  # as in runs before there was one
+        fields["contrast_weight"] = self.contrast_weight or None  # as in runs before there was one
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

@@ -117,12 +117,14 @@ class Ranked:
         sentence: what is said.
         values: [G], higher is truer; NaN where nobody knows.
         gap: values nearer than this count as equal.
+        against: what is said of the contrary, whose score is to be subtracted; None for nothing.
     """
 
     group: int
     sentence: str
     values: np.ndarray
     gap: float
+    against: str | None = None
 
 
 class Orders:
@@ -132,13 +134,14 @@ class Orders:
         scenes: the images.
         unasked: training tasks that stand in for the unseen: nobody asks for their goals, as nobody asks for a
             held-out task's; statements remain.
+        contrast: order each group by the difference of a sentence and one that says the contrary, too.
 
     Raises:
         ValueError: a sentence says what a held-out task asks for.
     """
 
-    def __init__(self, scenes: Scenes, unasked: Sequence[str] = ()) -> None:
-        self.scenes = scenes
+    def __init__(self, scenes: Scenes, unasked: Sequence[str] = (), contrast: bool = False) -> None:
+        self.scenes, self.contrast = scenes, contrast
         kinds = [rankings(task) for task in scenes.tasks]
         facts = [*scenes.facts, *(fact for each in kinds for kind in each for fact, *_ in kind)]
         self.said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(facts)}
@@ -158,14 +161,23 @@ class Orders:
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
         """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group."""
         rows_of, choose = self.scenes.rows, rng.choice
+
+        def said(fact: str) -> str:
+            return str(choose(self.said[fact]))
+
         tasks = choose(len(rows_of), groups, replace=groups > len(rows_of))
         rows = [choose(rows_of[task], size, replace=False) for task in tasks]
         ranked = []
         for group, task in enumerate(tasks):
             for kind in self.kinds[task]:
+                state = self.scenes.state[rows[group]]
                 fact, name, sign = kind[rng.integers(len(kind))]
-                values = measured(self.scenes.state[rows[group]], name, sign)
-                ranked.append(Ranked(group, str(choose(self.said[fact])), values, GAPS[name]))
+                ranked.append(Ranked(group, said(fact), measured(state, name, sign), GAPS[name]))
+                contrary = [one for one in kind if one[2] == -sign]
+                if self.contrast and contrary:
+                    against, name, _ = contrary[rng.integers(len(contrary))]
+                    values = ranked[-1].values - measured(state, name, -sign)
+                    ranked.append(Ranked(group, ranked[-1].sentence, values, 2 * GAPS[name], said(against)))
         return np.concatenate(rows), ranked
 
 
@@ -174,7 +186,7 @@ def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tens
 
     Args:
         images: [groups * size, D], unit norm, in the order of the rows.
-        texts: [R, D], unit norm, of the R sentences.
+        texts: [R, D], unit norm, of the R sentences; less those that say the contrary, where there are.
         ranked: the R of them.
     """
     size = len(ranked[0].values)
@@ -184,20 +196,20 @@ def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tens
     return order_loss((own @ texts[..., None])[..., 0], values, gaps)
 
 
-def backwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:
-    """How true some frames are of the opposite of what their demonstration does: the earlier, the truer.
+def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:
+    """How far some frames are in their demonstrations.
 
     Args:
         rows: int64 [U], of the frame cache.
         episodes: R demonstrations.
 
     Returns:
-        float64 [R, U] in (-1, 0], as `order_loss` takes them; NaN where a frame belongs to another one.
+        float64 [R, U] in [0, 1), as `order_loss` takes them; NaN where a frame belongs to another one.
     """
     start = np.array([episode.start for episode in episodes])[:, None]
     length = np.array([episode.length for episode in episodes])[:, None]
     passed = (rows - start) / length
-    return np.where((passed >= 0) & (passed < 1), -passed, np.nan)
+    return np.where((passed >= 0) & (passed < 1), passed, np.nan)
 
 
 def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
-from training.order import Orders, Scenes, backwards, moved, order_loss, ranked_loss, shards_of, shifted
+from training.order import Orders, Scenes, forwards, moved, order_loss, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.datasets import EpisodeInfo, open_dataset
@@ -66,8 +66,8 @@ class TrainResult:
         steps: steps done, of `total_steps`.
         total_steps: steps of the whole run.
         best: of the kept adapter, its step, val_voc (mean multi-view VOC), val_listening (how often the right
-            sentence of ten wins at the end, per view), val_opposite (VOC under the opposite task's sentence;
-            only with opposite_weight) and val_loss; empty without validation.
+            sentence of ten wins at the end, per view), val_contrast (VOC of the score less that under the
+            opposite task's sentence; only with contrast_weight) and val_loss; empty without validation.
         history: the same after each validation; the first, at step 0, is the backbone's own.
         loss: of the last step.
         seconds: spent in training steps, validation apart.
@@ -133,8 +133,10 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
-    orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out) if config.scenes else None
-    opposites = opposite_sentences(config, training) if config.opposite_weight else {}
+    contrast = config.contrast_weight > 0
+    found = scene_tasks(config)
+    orders = Orders(Scenes(config.scenes, found), config.leave_out, contrast) if config.scenes else None
+    opposites = opposite_sentences(config, training) if config.contrast_weight else {}
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -175,8 +177,10 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             return encode_frames(encoder, jitter(frames, batch.seed, share) if augment else frames)
 
         drawn = [] if validating else [training[i] for i in batch.trajectory.unique().tolist()]
-        turned = [episode for episode in drawn if episode.task in opposites]
-        said = list(dict.fromkeys([*batch.texts, *(opposites[episode.task] for episode in turned)]))
+        paired = [episode for episode in drawn if episode.task in opposites]
+        goals = [episode.instruction for episode in paired]
+        contrary = [opposites[episode.task] for episode in paired]
+        said = list(dict.fromkeys([*batch.texts, *goals, *contrary]))
         with autocast():
             images = joint(encode, len(batch.rows), accelerator)  # [U, D]
             texts = texts_of(said)
@@ -186,10 +190,11 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         loss = objective(
             frames, texts[text], text, generator=torch.Generator().manual_seed(batch.seed), **hyper
         )
-        if turned:
-            scores = texts[[said.index(opposites[episode.task]) for episode in turned]] @ images.T
-            values = torch.from_numpy(backwards(batch.rows, turned)).to(device)
-            loss = loss + config.opposite_weight * order_loss(scores, values, values.new_zeros(len(turned)))
+        if paired:
+            contrasts = texts[[said.index(s) for s in goals]] - texts[[said.index(s) for s in contrary]]
+            values = torch.from_numpy(forwards(batch.rows, paired)).to(device)
+            ordered = order_loss(contrasts @ images.T, values, values.new_zeros(len(paired)))
+            loss = loss + config.contrast_weight * ordered
         return loss
 
     def order_of(seed: int) -> Tensor:
@@ -197,18 +202,20 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         rng = np.random.default_rng([seed, 1])
         rows, ranked = orders.draw(config.order_groups, config.order_images, rng)
         frames = shifted(orders.scenes.frames[rows], rng)
-        said = list(dict.fromkeys(one.sentence for one in ranked))
+        both = [(one.sentence, one.against) for one in ranked]
+        said = list(dict.fromkeys(sentence for pair in both for sentence in pair if sentence))
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
-            texts = texts_of(said)
-        return ranked_loss(images, texts[[said.index(one.sentence) for one in ranked]], ranked)
+            texts = dict(zip(said, texts_of(said), strict=True))
+        wanted = [texts[said] - texts[against] if against else texts[said] for said, against in both]
+        return ranked_loss(images, torch.stack(wanted), ranked)
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
     asked = sorted({sentence for ten in tens.values() for sentence in ten} | set(opposites.values()))
 
     def validate() -> dict[str, float]:
-        vocs, heard, turned = [], [], []
+        vocs, heard, told = [], [], []
         with torch.no_grad():
             with autocast():
                 text = dict(zip(asked, encoder.encode_text(asked), strict=True))
@@ -234,8 +241,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
                 heard.append(top1_of_k(cosine(images[-cache.views :, None], texts).cpu().numpy()).mean())
                 if other := opposites.get(episode.task):
-                    scores = cosine(images, text[other]).reshape(-1, cache.views)
-                    turned.append(voc(multi_view(scores).cpu().numpy()))
+                    scores -= cosine(images, text[other]).reshape(-1, cache.views)
+                    told.append(voc(multi_view(scores).cpu().numpy()))
             losses = [loss_of(batch, validating=True).item() for batch in held_back_batches]
         row = {
             "step": progress.step,
@@ -243,7 +250,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             "val_listening": float(np.mean(heard)),
             "val_loss": float(np.mean(losses)),
         }
-        return row | ({"val_opposite": float(np.mean(turned))} if turned else {})
+        return row | ({"val_contrast": float(np.mean(told))} if told else {})
 
     def save_adapter() -> None:
         model.metadata["trained_steps"] = progress.step
@@ -258,7 +265,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             earlier.unlink(missing_ok=True)
 
     def merit(row: dict[str, float]) -> tuple[float, float]:
-        heard = row["val_listening"] - row.get("val_opposite", 0.0)
+        heard = row["val_listening"] + row.get("val_contrast", 0.0)
         return row["val_voc"] + heard * (config.select == "voc+listening"), -row["val_loss"]
 
     def keep(row: dict[str, float]) -> None:
@@ -269,7 +276,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             progress.best = row
         if main:
             voc_, right, loss = 100 * row["val_voc"], row["val_listening"], row["val_loss"]
-            other = f"under the opposite {100 * row['val_opposite']:.1f}, " if "val_opposite" in row else ""
+            other = f"of contrasts {100 * row['val_contrast']:.1f}, " if "val_contrast" in row else ""
             tqdm.write(
                 f"step {progress.step} of {total}: validation VOC {voc_:.1f}, {other}right sentence "
                 f"{right:.0%}, loss {loss:.4f}"
@@ -431,7 +438,7 @@ def opposite_sentences(config: TrainConfig, episodes: Sequence[EpisodeInfo]) -> 
     if not found:
         raise ValueError(
             f"dataset {config.dataset} has no task with an opposite in vlm_reward.tasks.OPPOSITES; "
-            "leave --opposite-weight out"
+            "leave --contrast-weight out"
         )
     return found
 

@@ -79,6 +79,7 @@ OPPOSITES: tuple[tuple[str, str], ...] = (
 )
 """Pairs of training tasks that share a scene and ask for opposites: they test whether a reward listens."""
 _OPPOSITE = {task: other for pair in OPPOSITES for task, other in (pair, pair[::-1])}
+_CONTRARY = _OPPOSITE | {"drawer-open-v3": "drawer-close-v3", "door-open-v3": "door-close-v3"}
 
 Split = Literal["paper", "strict"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -106,6 +107,11 @@ def instruction(task: str) -> str:
 def opposite(task: str) -> str | None:
     """The other task of its pair in `OPPOSITES`, e.g. `window-open-v3` -> `window-close-v3`; None if unpaired."""
     return _OPPOSITE.get(check_task(task))
+
+
+def contrary(task: str) -> str | None:
+    """The training task that undoes `task`, to score against: `opposite`, and for held-out tasks, too; or None."""
+    return _CONTRARY.get(check_task(task))
 
 
 def train_tasks(split: str = "paper") -> tuple[str, ...]:
