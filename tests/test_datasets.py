@@ -17,10 +17,11 @@ from minari.data_collector import EpisodeBuffer
 from eval.lerobot_writer import CAMERAS, edit, level, write_lerobot, write_video
 from tests.synthetic import SPEC, write_dataset
 from vlm_reward.cameras import CameraRig, CameraSpec
-from vlm_reward.datasets import CHUNK, Recording, open_dataset
+from vlm_reward.datasets import open_dataset
 from vlm_reward.envs import make_env
 from vlm_reward.frame_cache import cached
 from vlm_reward.lerobot import LeRobotRecording
+from vlm_reward.recording import CHUNK, Recording
 
 EPISODES = Path("meta/episodes/chunk-000/file-000.parquet")
 DATA = Path("data/chunk-000/file-000.parquet")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from training.objectives import OBJECTIVES
 from training.samplers import Batch, GroupedSampler, PaperSampler
-from vlm_reward.datasets import EpisodeInfo
+from vlm_reward.recording import EpisodeInfo
 
 
 def episodes(*lengths: int, texts: int = 2) -> tuple[EpisodeInfo, ...]:

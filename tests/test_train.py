@@ -31,9 +31,9 @@ from training.train import (
     train,
 )
 from vlm_reward._jobs import stop_on_interrupt
-from vlm_reward.datasets import EpisodeInfo
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import voc
+from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel
 
 

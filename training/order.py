@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from training.captions import WORDS, rankings, sentences
 from training.language import is_held_out
 from training.scenes import STATE
-from vlm_reward.datasets import EpisodeInfo
+from vlm_reward.recording import EpisodeInfo
 
 GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
 GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}

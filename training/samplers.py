@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from training.objectives import Objective
-from vlm_reward.datasets import EpisodeInfo
+from vlm_reward.recording import EpisodeInfo
 
 # The second number of a generator's seed: what is drawn. No two kinds of draws share a stream.
 _TIMESTEPS, _ORDER, _VIEWS, _TRAJECTORIES = range(4)

@@ -44,11 +44,12 @@ from training.objectives import Objective, find_objective
 from training.order import Orders, Scenes, forwards, moved, order_loss, ranked_loss, shards_of, shifted
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
-from vlm_reward.datasets import EpisodeInfo, open_dataset
+from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
+from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel, auto_dtype
 from vlm_reward.similarity import cosine, multi_view
 from vlm_reward.tasks import instruction, opposite, train_tasks

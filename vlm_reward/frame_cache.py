@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from vlm_reward._jobs import BAR_SECONDS
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.datasets import EpisodeInfo, Recording, open_dataset
+from vlm_reward.datasets import open_dataset
 from vlm_reward.preprocess import Resample, resize
+from vlm_reward.recording import EpisodeInfo, Recording
 
 FORMAT_VERSION = 1
 

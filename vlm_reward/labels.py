@@ -24,9 +24,10 @@ from tqdm import tqdm
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.curves import frames_over_curves
-from vlm_reward.datasets import Chunk, Recording, digest, open_dataset
+from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
 from vlm_reward.preprocess import resize
+from vlm_reward.recording import Chunk, Recording, digest
 from vlm_reward.reward_model import RewardModel, auto_device
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.datasets import CHUNK, Chunk, EpisodeInfo, Recording, digest, in_rows, one_size
+from vlm_reward.recording import CHUNK, Chunk, EpisodeInfo, Recording, digest, in_rows, one_size
 
 EPISODE_COLUMNS = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index")
 VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
