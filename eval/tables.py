@@ -110,7 +110,7 @@ def main(cfg: TablesConfig) -> list[Path]:
 
 
 def load_rows(results: Sequence[Path], select: Sequence[str] = ("*",)) -> list[dict[str, Any]]:
-    """The tidy rows of result files.
+    """The tidy rows of result files; of training.study's without the cells that try another setting.
 
     Raises:
         FileNotFoundError: no such file.
@@ -123,10 +123,12 @@ def load_rows(results: Sequence[Path], select: Sequence[str] = ("*",)) -> list[d
                 f"no results at {path}; make them with python -m eval.benchmark --out {path}"
             )
         try:
-            rows = json.loads(path.read_text())["rows"]
+            result = json.loads(path.read_text())
+            tried = {cell["checkpoint"] for cell in result.get("cells", ()) if cell.get("choice")}
             own: dict[str, list[dict[str, Any]]] = {}
-            for row in rows:
-                own.setdefault(row["checkpoint"], []).append(row)
+            for row in result["rows"]:
+                if row["checkpoint"] not in tried:
+                    own.setdefault(row["checkpoint"], []).append(row)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of eval.benchmark ({error!r})") from error
         found |= own
@@ -236,9 +238,11 @@ def paper_records(cells: Cells, metric: str, paper: dict) -> list[dict[str, Any]
 
 def listening_table(cells: Cells) -> str:
     """One row an objective: VOC under the right, wrong and opposite sentence, and the best of ten."""
-    lines = [["method", "seeds", *LISTENING]]
+    known = {(task, metric) for _, task, _, metric in cells}
+    shown = {heading: place for heading, place in LISTENING.items() if place in known}
+    lines = [["method", "seeds", *shown]]
     for method in _columns(cells):
-        figures = [cells.get((method, task, "average", metric)) for task, metric in LISTENING.values()]
+        figures = [cells.get((method, task, "average", metric)) for task, metric in shown.values()]
         line = [method, _seeds(cells, method), *(cell.with_interval() if cell else "-" for cell in figures)]
         lines.append([str(text) for text in line])
     return markdown(lines)

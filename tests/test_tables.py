@@ -100,7 +100,8 @@ def test_summary_and_listening(study, tmp_path):
     assert line[1].startswith("| triplet | 2 | 60.0 [60.0, 60.0] | 68.9 | 65.0 [60.0, 70.0] | 62.6 | 10.0 ")
     _, table = read_table(tmp_path / "tables" / "listening.md")
     assert table["progress", "1"]["VOC, right sentence"] == "90.0 [88.0, 92.0]"
-    assert table["progress", "1"]["VOC, wrong sentences"] == "-"
+    assert "VOC, wrong sentences" not in table["progress", "1"]  # which nobody measured
+    assert table["progress", "1"]["right of 10"] == "10.0 [8.0, 12.0]"
 
 
 def test_each_backbone_and_preset_has_a_table_with_the_bare_backbone(write):
@@ -113,6 +114,13 @@ def test_each_backbone_and_preset_has_a_table_with_the_bare_backbone(write):
     key = ("triplet", TASKS[0], "1", "voc")
     assert (variants["tiny", "official"][key].mean, variants["tiny", "paper"][key].mean) == (1, 50)
     assert all(("zero_shot", *key[1:]) in cells for cells in variants.values())
+
+
+def test_the_studys_other_settings_are_left_to_its_report(tmp_path):
+    rows = rows_of("a", "triplet") + rows_of("b", "triplet")
+    cells = [{"checkpoint": "a", "choice": None}, {"checkpoint": "b", "choice": {"name": "margin"}}]
+    (tmp_path / "study.json").write_text(json.dumps({"cells": cells, "rows": rows}))
+    assert {row["checkpoint"] for row in tables.load_rows((tmp_path / "study.json",))} == {"a"}
 
 
 def test_select_and_later_files_win(write, tmp_path):
