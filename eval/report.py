@@ -21,7 +21,6 @@ from eval.tables import (
     Cell,
     Cells,
     listening_table,
-    load_rows,
     markdown,
     paper_numbers,
     paper_table,
@@ -85,10 +84,9 @@ def main(cfg: ReportConfig) -> Path:
     """Write the tables; returns their path."""
     if not cfg.study.is_file():
         raise FileNotFoundError(f"no figures at {cfg.study}; make them with python -m training.study")
-    rows = load_rows((cfg.study,))
     try:
         found = json.loads(cfg.study.read_text())
-        text = report(found["commands"], found["cells"], rows, pictures(cfg.figures, cfg.out))
+        text = report(found["commands"], found["cells"], found["rows"], pictures(cfg.figures, cfg.out))
         if cfg.tried.is_file():
             text += "\n" + cfg.tried.read_text()
     except KeyError as error:

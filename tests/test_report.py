@@ -228,7 +228,9 @@ def test_failed_cells_are_listed_with_their_last_words():
 
 
 def test_from_file_to_file(tmp_path: Path):
-    commands, entries, rows = study()
+    choice = {"name": "margin", "changes": {"margin": 0.1}, "why": "How much better."}
+    tried = entry_of("m", "triplet", choice=choice, margin=0.1)
+    commands, entries, rows = study(more=[(tried, rows_of("m", "triplet", (69.0, 93.0, 7.0, 9.0)))])
     cfg = ReportConfig(
         tmp_path / "study.json",
         tmp_path / "RESULTS.md",
