@@ -70,7 +70,7 @@ class AgentConfig(RewardConfig):
     """dense (the task's own), sparse (1 at each step that succeeds), zero-shot (the bare backbone), or a
     checkpoint: a folder, a name under checkpoints/ such as siglip2-tiny/triplet+order, or a Hub id."""
     timesteps: int = 100_000
-    """Environment steps, over all environments."""
+    """Environment steps, over all environments; ppo makes whole rollouts, so up to one more."""
     seed: int = 0
     """Of the networks, the exploration and the episodes."""
 
@@ -134,7 +134,8 @@ class AgentConfig(RewardConfig):
     hacking_window: int = 20
     """Episodes in each of the windows that the reward-hacking warning compares."""
     keep_frames: bool = False
-    """sac: keep every frame, at the model's resolution, so that agents.relabel can score them again."""
+    """sac: keep every frame, at the model's resolution, so that agents.relabel can score them again; with a
+    learned reward or --monitor, and --score-every 1."""
     buffer: Path | None = None
     """sac: start with the transitions of this file (a run's last/replay.npz, or one of agents.relabel)."""
     output: Path | None = None

@@ -1,8 +1,8 @@
 """Score what was recorded once again, with another model: one exploration serves many rewards.
 
     python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/triplet --keep-frames --output runs/explore
-    python -m agents.relabel runs/explore --reward runs/siglip2-tiny/liv --output out/liv.npz
-    python -m agents.train --task drawer-close-v3 --reward runs/siglip2-tiny/liv --buffer out/liv.npz
+    python -m agents.relabel runs/explore --reward siglip2-tiny/liv --output out/liv.npz
+    python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/liv --buffer out/liv.npz
 
 It writes the run's transitions with new rewards. Frames of a Minari or LeRobot dataset are scored by
 `vlm-reward label`.

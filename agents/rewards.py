@@ -1,7 +1,5 @@
 """From settings to a scorer of frames, and from its scores to the reward that an agent sees."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from agents.config import AgentConfig
@@ -22,15 +20,7 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
     if config.scored_by is None:
         return None
     model = RewardModel.from_pretrained(config.scored_by, device=auto_device(config.device))
-    spec = model.camera_spec or CameraSpec()
-    if config.cameras:
-        if model.camera_spec and (foreign := set(config.cameras) - set(spec.cameras)):
-            raise ValueError(
-                f"{config.scored_by} was not trained on camera {', '.join(sorted(foreign))}; "
-                f"it knows {', '.join(spec.cameras)}"
-            )
-        spec = replace(spec, cameras=config.cameras)
-    model = RewardModel(model.encoder, camera_spec=spec, metadata=model.metadata, dtype=model.dtype)
+    model = model.with_cameras(config.cameras or (model.camera_spec or CameraSpec()).cameras)
     model.embed_text([config.sentence])
     if config.transform == "goal-baseline":
         return GoalBaseline(model, config.baseline, config.baseline_strength)

@@ -208,6 +208,19 @@ def test_other_cameras_are_refused(model):
         model.check_camera_spec(CameraSpec(("topview",), 32, 32))
 
 
+def test_some_of_its_cameras_score_as_all_of_them_do(model, tiny_backbone_dir, frames):
+    second = TWO_VIEWS.cameras[1]
+    one = model.with_cameras((second,))
+    one.check_camera_spec(CameraSpec((second,), TWO_VIEWS.height, TWO_VIEWS.width))
+    np.testing.assert_allclose(
+        one.score(frames[:, 1:2], TEXT), model.score(frames[:, :2], TEXT)[:, 1:], atol=1e-5
+    )
+    assert model.camera_spec == TWO_VIEWS
+    with pytest.raises(ValueError, match=r"not trained on camera topview; it knows"):
+        model.with_cameras(("topview",))
+    assert RewardModel.from_pretrained(tiny_backbone_dir).with_cameras(("topview",)).camera_spec is not None
+
+
 def test_zero_shot_model_takes_any_cameras(tiny_backbone_dir, frames):
     model = RewardModel.from_pretrained(tiny_backbone_dir)
     assert (model.camera_spec, model.metadata) == (None, {})

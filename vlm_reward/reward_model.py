@@ -4,6 +4,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,25 @@ class RewardModel:
         if difference:
             raise ValueError(
                 f"the model was trained on other frames (its cameras against yours: {difference}); "
-                "render with model.camera_spec, or retrain"
+                "render with model.camera_spec, take some of its cameras by model.with_cameras(...), or retrain"
             )
+
+    def with_cameras(self, cameras: Sequence[str]) -> "RewardModel":
+        """This model, which shares its weights, for some of the cameras it was trained on: fewer frames to render.
+
+        Without a `camera_spec` (a bare backbone) any cameras will do.
+
+        Raises:
+            ValueError: it was not trained on one of them.
+        """
+        spec = self.camera_spec or CameraSpec()
+        if self.camera_spec and (foreign := set(cameras) - set(spec.cameras)):
+            raise ValueError(
+                f"{self.metadata.get('objective', 'the model')} was not trained on camera "
+                f"{', '.join(sorted(foreign))}; it knows {', '.join(spec.cameras)}"
+            )
+        spec = replace(spec, cameras=tuple(cameras))
+        return RewardModel(self.encoder, camera_spec=spec, metadata=self.metadata, dtype=self.dtype)
 
     def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
         """Write an adapter folder (LoRA alone) or, without LoRA, a stand-alone backbone; with a model card.
