@@ -339,13 +339,10 @@ def _score_model(
         rollouts = embed(caches["rollouts"], item.rollouts.rows, f"{item.task}, rollouts") @ texts.T
         estimates |= _measure(cfg, item, expert[..., :10], rollouts[..., 0])
         if against:
-            less = {"expert": expert, "rollouts": rollouts}
-            less = {kind: scores[..., :1] - scores[..., 10:] for kind, scores in less.items()}
-            measured = _measure(cfg, item, less["expert"], less["rollouts"][..., 0])
+            less = (multi_view(scores[..., 0] - scores[..., 10]) for scores in (expert, rollouts))
+            told = _benchmarks(cfg, item, *less)
             estimates |= {
-                (task, view, f"{metric}_contrast"): estimate
-                for (task, view, metric), estimate in measured.items()
-                if metric in ("voc", "consistency")
+                (item.task, view, f"{metric}_contrast"): told[metric, view] for metric, view in told
             }
         if item.task in model.metadata.get("train_tasks", ()):
             notes.append(f"{item.task} is one of its training tasks")
@@ -387,31 +384,42 @@ def _score_control(
     return estimates | _averages(estimates, "average")
 
 
-def _measure(cfg: BenchmarkConfig, item: TaskData, expert: np.ndarray, rollouts: np.ndarray) -> Estimates:
-    """Metrics of a task; scores of expert rows under K sentences [N, V, K], of rollout rows [F, V]."""
-    expert, rollouts = multi_view(expert), multi_view(rollouts)
+def _benchmarks(
+    cfg: BenchmarkConfig, item: TaskData, expert: np.ndarray, rollouts: np.ndarray
+) -> dict[tuple[str, str], Estimate]:
+    """The paper's two, (metric, view) ->, from scores of expert rows [N, V + 1] and of rollout rows [F, V + 1]."""
     e_weights = bootstrap_weights(item.expert.count, seed=_seed(cfg, item.task, 3), n=cfg.n_bootstrap)
     r_weights = bootstrap_weights(item.rollouts.count, seed=_seed(cfg, item.task, 4), n=cfg.n_bootstrap)
-    all_weights = bootstrap_weights(len(item.succeeded), seed=_seed(cfg, item.task, 5), n=cfg.n_bootstrap)
-    correlations = item.expert.map(voc, expert)  # [E, V + 1, K]
-    reversed_time = item.expert.map(lambda scores: voc(scores[::-1]), expert[..., 0])
-    last_of_expert, last_of_rollouts = expert[item.expert.last], rollouts[item.rollouts.last]
-    won, lost = np.flatnonzero(item.succeeded), np.flatnonzero(~item.succeeded)
-    outcomes = np.stack(np.meshgrid(won, lost, indexing="ij"), axis=-1).reshape(-1, 2)
+    correlations = item.expert.map(voc, expert)
     found = {}
     for v, view in enumerate(_views(expert)):
         found["consistency", view] = consistency_estimate(
             rollouts[:, v], item.pairs, item.rollouts.groups, r_weights
         )
-        found["voc", view] = mean_estimate(correlations[:, v, 0], e_weights)
+        found["voc", view] = mean_estimate(correlations[:, v], e_weights)
+    return found
+
+
+def _measure(cfg: BenchmarkConfig, item: TaskData, expert: np.ndarray, rollouts: np.ndarray) -> Estimates:
+    """Metrics of a task; scores of expert rows under K sentences [N, V, K], of rollout rows [F, V]."""
+    expert, rollouts = multi_view(expert), multi_view(rollouts)
+    e_weights = bootstrap_weights(item.expert.count, seed=_seed(cfg, item.task, 3), n=cfg.n_bootstrap)
+    all_weights = bootstrap_weights(len(item.succeeded), seed=_seed(cfg, item.task, 5), n=cfg.n_bootstrap)
+    wrong = item.expert.map(voc, expert[..., 1:]) if expert.shape[-1] > 1 else None  # [E, V + 1, K - 1]
+    reversed_time = item.expert.map(lambda scores: voc(scores[::-1]), expert[..., 0])
+    last_of_expert, last_of_rollouts = expert[item.expert.last], rollouts[item.rollouts.last]
+    won, lost = np.flatnonzero(item.succeeded), np.flatnonzero(~item.succeeded)
+    outcomes = np.stack(np.meshgrid(won, lost, indexing="ij"), axis=-1).reshape(-1, 2)
+    found = _benchmarks(cfg, item, expert[..., 0], rollouts)
+    for v, view in enumerate(_views(expert)):
         found["voc_reversed", view] = mean_estimate(reversed_time[:, v], e_weights)
         if len(outcomes):
             last = np.concatenate([last_of_expert[:, v, 0], last_of_rollouts[:, v]])
             found["success_auc", view] = consistency_estimate(
                 last, outcomes, np.arange(len(last)), all_weights
             )
-        if expert.shape[-1] > 1:
-            found["voc_wrong", view] = mean_estimate(correlations[:, v, 1:].mean(axis=1), e_weights)
+        if wrong is not None:
+            found["voc_wrong", view] = mean_estimate(wrong[:, v].mean(axis=1), e_weights)
             found["right_of_10", view] = mean_estimate(top1_of_k(last_of_expert[:, v]), e_weights)
     return {(item.task, view, metric): estimate for (metric, view), estimate in found.items()}
 

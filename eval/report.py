@@ -86,6 +86,9 @@ def main(cfg: ReportConfig) -> Path:
         raise FileNotFoundError(f"no figures at {cfg.study}; make them with python -m training.study")
     try:
         found = json.loads(cfg.study.read_text())
+    except ValueError as error:
+        raise ValueError(f"{cfg.study} is no result of training.study ({error})") from error
+    try:
         text = report(found["commands"], found["cells"], found["rows"], pictures(cfg.figures, cfg.out))
         if cfg.tried.is_file():
             text += "\n" + cfg.tried.read_text()

@@ -239,6 +239,9 @@ def test_from_file_to_file(tmp_path: Path):
     )
     with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.study"):
         report.main(cfg)
+    cfg.study.write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"study\.json is no result of training\.study"):
+        report.main(cfg)
     cfg.study.write_text(json.dumps({"rows": rows}))
     with pytest.raises(ValueError, match=r"no result of training\.study: it lacks 'commands'"):
         report.main(cfg)

@@ -134,10 +134,10 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
-    contrast = config.contrast_weight > 0
-    found = scene_tasks(config)
-    orders = Orders(Scenes(config.scenes, found), config.leave_out, contrast) if config.scenes else None
-    opposites = opposite_sentences(config, training) if config.contrast_weight else {}
+    contrast, orders = config.contrast_weight > 0, None
+    if config.scenes:
+        orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
+    opposites = opposite_sentences(config, training) if contrast else {}
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -179,9 +179,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
 
         drawn = [] if validating else [training[i] for i in batch.trajectory.unique().tolist()]
         paired = [episode for episode in drawn if episode.task in opposites]
-        goals = [episode.instruction for episode in paired]
-        contrary = [opposites[episode.task] for episode in paired]
-        said = list(dict.fromkeys([*batch.texts, *goals, *contrary]))
+        said = list(dict.fromkeys([*batch.texts, *(opposites[episode.task] for episode in paired)]))
         with autocast():
             images = joint(encode, len(batch.rows), accelerator)  # [U, D]
             texts = texts_of(said)
@@ -192,7 +190,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             frames, texts[text], text, generator=torch.Generator().manual_seed(batch.seed), **hyper
         )
         if paired:
-            contrasts = texts[[said.index(s) for s in goals]] - texts[[said.index(s) for s in contrary]]
+            of = dict(zip(said, texts, strict=True))
+            contrasts = torch.stack([of[one.instruction] - of[opposites[one.task]] for one in paired])
             values = torch.from_numpy(forwards(batch.rows, paired)).to(device)
             ordered = order_loss(contrasts @ images.T, values, values.new_zeros(len(paired)))
             loss = loss + config.contrast_weight * ordered
@@ -207,9 +206,9 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         said = list(dict.fromkeys(sentence for pair in both for sentence in pair if sentence))
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
-            texts = dict(zip(said, texts_of(said), strict=True))
-        wanted = [texts[said] - texts[against] if against else texts[said] for said, against in both]
-        return ranked_loss(images, torch.stack(wanted), ranked)
+            of = dict(zip(said, texts_of(said), strict=True))
+        texts = [of[sentence] - of[against] if against else of[sentence] for sentence, against in both]
+        return ranked_loss(images, torch.stack(texts), ranked)
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}

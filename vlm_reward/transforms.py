@@ -77,9 +77,8 @@ def potential(gamma: float) -> Shaping:
     r"""Potential-based shaping, $F_t = \gamma \Phi(s_{t+1}) - \Phi(s_t)$ with the score as potential $\Phi$.
 
     Added to the environment's reward (`chain(potential(gamma), mix(env_weight=1.0))`), it leaves the optimal
-    policy as it was. Alone it prefers no policy: its discounted sum to the
-    end is $-\Phi(s_0)$, whatever is done. The
-    potential of a terminal state counts as 0, that of a truncated episode's last state stays.
+    policy as it was. Alone it prefers no policy: its discounted sum to the end is $-\Phi(s_0)$, whatever is
+    done. The potential of a terminal state counts as 0, that of a truncated episode's last state stays.
 
     Args:
         gamma: the discount of the agent, in [0, 1]; another one voids the guarantee.
