@@ -48,6 +48,9 @@ class RewardConfig:
     """With goal-baseline: the scene without the goal."""
     baseline_strength: float = 0.5
     """With goal-baseline: 0 is the plain score, 1 looks along the line from baseline to goal alone."""
+    start_weight: float | None = None
+    """How much it counts that a frame is unlike the first of its episode (vlm_reward.similarity.toward); 0 for
+    not. The checkpoint's own when not given."""
     add: Literal["none", "sparse", "dense"] = "none"
     """Add the environment's own reward to the learned one."""
     add_weight: float = 1.0
@@ -201,6 +204,7 @@ class AgentConfig(RewardConfig):
         parts = [self.reward]
         if self.learned:
             parts += [self.transform] if self.transform != "raw" else []
+            parts += [f"start {self.start_weight:g}"] if self.start_weight is not None else []
             parts += [f"+{self.add}"] if self.add != "none" else []
             parts += ["+".join(self.cameras)] if self.cameras else []
         return ", ".join(parts)

@@ -8,7 +8,6 @@ It writes the run's transitions with new rewards. Frames of a Minari or LeRobot 
 `vlm-reward label`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +81,8 @@ def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
         before, after = stored["before"], stored["after"]
         if (before < 0).any() or max(before.max(), after.max()) >= len(frames):
             raise ValueError(f"some transitions of {run} have no frames: they came from its --buffer")
-        scores = score_all(scorer, frames, [config.sentence] * len(frames)).mean(1, dtype=np.float64)
+        starts = first_frames(stored, config.setting("envs"), len(frames)) if scorer.start_weight else None
+        scores = score_all(scorer, frames, config.sentence, starts).mean(1, dtype=np.float64)
         truncated = stored["timeouts"] > 0
         learned = shaping(config)(
             Transition(
@@ -110,15 +110,51 @@ def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.array(new), np.array(true)
 
 
-def score_all(scorer: Scorer, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Scores of uint8 [N, V, S, S, 3], each with its sentence, in large batches: float32 [N, V]."""
-    starts = tqdm(
+def first_frames(stored: dict[str, np.ndarray], envs: int, rows: int) -> np.ndarray:
+    """Row of the first frame of the episode that each of `rows` kept frames belongs to: int64 [rows].
+
+    Raises:
+        ValueError: the run's buffer dropped its oldest transitions, and with them where an episode began.
+    """
+    if stored["before"][:envs].max() >= envs:
+        raise ValueError(
+            "this model scores a frame against the first of its episode, which cannot be told for the oldest "
+            "transitions left: run again with a --buffer-size of all steps, or take another model"
+        )
+    starts = np.arange(rows)  # a frame that no transition has stands for itself
+    for env in range(envs):
+        before, after, done = (stored[name][env::envs] for name in ("before", "after", "dones"))
+        begins = np.ones(len(before), bool)
+        begins[1:] = (done[:-1] > 0) | (before[1:] != after[:-1])
+        starts[after] = starts[before] = before[np.flatnonzero(begins)][begins.cumsum() - 1]
+    return starts
+
+
+def score_all(scorer: Scorer, frames: np.ndarray, text: str, starts: np.ndarray | None = None) -> np.ndarray:
+    """Scores of uint8 [N, V, S, S, 3], in large batches, float32 [N, V]; `starts` as of `first_frames`."""
+    began: dict[int, np.ndarray] = {}
+
+    def embedded(rows: np.ndarray) -> np.ndarray:
+        for row in np.setdiff1d(rows, list(began)):
+            began[int(row)] = scorer.embed(frames[row][None])[0]
+        return np.stack([began[int(row)] for row in rows])
+
+    chunks = tqdm(
         range(0, len(frames), CHUNK),
         "scoring",
         unit=f"x{CHUNK} steps",
         mininterval=BAR_SECONDS,
     )
-    return np.concatenate([scorer.score(frames[i : i + CHUNK], texts[i : i + CHUNK]) for i in starts])
+    return np.concatenate(
+        [
+            scorer.score(
+                frames[i : i + CHUNK],
+                text,
+                start=None if starts is None else embedded(starts[i : i + CHUNK]),
+            )
+            for i in chunks
+        ]
+    )
 
 
 def check_frames(scorer: Scorer, spec: CameraSpec, size: int) -> None:

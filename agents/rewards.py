@@ -15,13 +15,16 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it was not trained on one of the cameras; or the sentence is empty or too long.
+        ValueError: it was not trained on one of the cameras; the sentence is empty or too long; goal-baseline of
+            a model that scores against the episode's first frame.
     """
     if config.scored_by is None:
         return None
     model = RewardModel.from_pretrained(config.scored_by, device=auto_device(config.device))
     model = model.with_cameras(config.cameras or (model.camera_spec or CameraSpec()).cameras)
     model.embed_text([config.sentence])
+    if config.start_weight is not None:
+        model = model.with_start_weight(config.start_weight)
     if config.transform == "goal-baseline":
         return GoalBaseline(model, config.baseline, config.baseline_strength)
     return model

@@ -60,6 +60,7 @@ from vlm_reward.metrics import (
     voc,
 )
 from vlm_reward.reward_model import RewardModel, auto_device
+from vlm_reward.similarity import cosine, toward
 from vlm_reward.tasks import HELD_OUT, all_tasks, contrary, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
@@ -77,6 +78,9 @@ class BenchmarkConfig:
     """Adapters or backbones: a folder, a name under checkpoints/, or a Hub id."""
     zero_shot: tuple[str, ...] = ()
     """Bare backbones, scored as they are."""
+    start_weight: float | None = None
+    """Score all of them with this weight of the episode's first frame (vlm_reward.similarity.toward) in the place
+    of their own; their rows are then called `NAME, start WEIGHT`."""
     tasks: tuple[str, ...] = HELD_OUT
     """Tasks to score; the held-out ones unless changed."""
     expert: str = "vlm-reward/eval-expert-v0"
@@ -129,15 +133,15 @@ def main(cfg: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
         },
         **{name: getattr(cfg, name) for name in ("n_expert", "n_pairs", "n_bootstrap", "seed")},
     }
-    names = tuple(dict.fromkeys((*cfg.zero_shot, *cfg.checkpoint)))
+    names = {name: _label(cfg, name) for name in (*cfg.zero_shot, *cfg.checkpoint)}
     fingerprints = {name: _fingerprint(name) for name in names}  # all before any: a typo shows at once
     result = _read(cfg.out)
     done = [entry for entry in result["provenance"] if entry["settings"] == settings]
     done = {(entry["checkpoint"], entry["fingerprint"]) for entry in done if not cfg.overwrite}
     todo: list[Job] = []
-    for name in names:
-        if (name, fingerprints[name]) in done:
-            print(f"{name}: done before, skipped (--overwrite scores it again)")
+    for name, label in names.items():
+        if (label, fingerprints[name]) in done:
+            print(f"{label}: done before, skipped (--overwrite scores it again)")
         else:
             controls = not todo and ("control", "") not in done
             todo.append(Job(cfg, name, fingerprints[name], settings, controls))
@@ -185,7 +189,7 @@ class Job:
     @property
     def part(self) -> Path:
         """What came of it, until it is in the result: JSON, a list of [provenance entry, rows]."""
-        what = json.dumps([self.name, self.fingerprint, self.settings, self.controls])
+        what = json.dumps([_label(self.cfg, self.name), self.fingerprint, self.settings, self.controls])
         digest = hashlib.sha256(what.encode()).hexdigest()[:16]
         return self.cfg.out.with_name(f".{self.cfg.out.name}.{digest}.part")
 
@@ -196,13 +200,18 @@ def score(job: Job) -> None:
     model = RewardModel.from_pretrained(job.name, device=auto_device(cfg.device))
     if job.name in cfg.zero_shot and model.encoder.has_adapter:
         raise ValueError(f"{job.name} is an adapter, not a bare backbone: give it as --checkpoint")
+    if cfg.start_weight is not None:
+        model = model.with_start_weight(cfg.start_weight)
+    label = _label(cfg, job.name)
     size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
     datasets = _datasets(cfg)
     caches = {key: cached(data, size, cfg.cache, expect) for key, data in datasets.items()}
     data = _task_data(cfg, caches)
-    estimates, notes = _score_model(cfg, job.name, model, caches, data)
-    entry = {"checkpoint": job.name, "fingerprint": job.fingerprint, "settings": job.settings, "notes": notes}
-    rows = _rows(estimates, checkpoint=job.name, **_identity(model))
+    estimates, notes = _score_model(cfg, label, model, caches, data)
+    entry = {"checkpoint": label, "fingerprint": job.fingerprint, "settings": job.settings, "notes": notes}
+    identity = _identity(model)
+    identity["objective"] += label.removeprefix(job.name)
+    rows = _rows(estimates, checkpoint=label, **identity)
     parts = [(entry | _circumstances(start), rows)]
     if job.controls:
         start, rows = time.monotonic(), []
@@ -224,17 +233,21 @@ def _datasets(cfg: BenchmarkConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Trajectories of a cache: their `rows` [N] in it, and `groups` [N], each row's trajectory from 0."""
+    """E trajectories of a cache: their `rows` [N] in it, `groups` [N], each row's trajectory from 0, and `starts`
+    [E], the row of each one's first frame.
+    """
 
     rows: np.ndarray
     groups: np.ndarray
+    starts: np.ndarray
 
     @classmethod
     def of(cls, cache: FrameCache, episodes: Sequence[int]) -> "Trajectories":
         """All rows of these episodes, in their order."""
         infos = [cache.episodes[i] for i in episodes]
         rows = [np.arange(info.start, info.start + info.length) for info in infos]
-        return cls(np.concatenate(rows), np.repeat(np.arange(len(infos)), [info.length for info in infos]))
+        groups = np.repeat(np.arange(len(infos)), [info.length for info in infos])
+        return cls(np.concatenate(rows), groups, np.array([info.start for info in infos]))
 
     @property
     def count(self) -> int:
@@ -289,7 +302,7 @@ def _task_data(cfg: BenchmarkConfig, caches: dict[str, FrameCache]) -> list[Task
                 task=task,
                 sentences=ten_sentences(expert_cache.episodes[experts[0]].instruction, cfg.seed),
                 expert=expert,
-                rollouts=Trajectories(pool.rows[needed], pool.groups[needed]),
+                rollouts=Trajectories(pool.rows[needed], pool.groups[needed], pool.starts),
                 pairs=np.searchsorted(needed, drawn),
                 succeeded=np.append(
                     expert_cache.success[expert.rows[expert.last]],
@@ -331,12 +344,26 @@ def _score_model(
                 bar.update(len(parts[-1]))
         return np.concatenate(parts)
 
+    def scores_of(cache: FrameCache, chosen: Trajectories, texts: np.ndarray, what: str) -> np.ndarray:
+        """[N, V, K] under K sentences, each trajectory against its first frame if the model is of that kind."""
+        embedded = embed(cache, chosen.rows, what)
+        if not model.start_weight:
+            return embedded @ texts.T
+        images = torch.from_numpy(embedded)[:, :, None]  # [N, V, 1, D]
+        starts = torch.from_numpy(embed(cache, chosen.starts, what))[:, :, None]
+        sizes = np.bincount(chosen.groups, minlength=chosen.count).tolist()
+        parts = [
+            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight))
+            for own, start in zip(images.split(sizes), starts, strict=True)
+        ]
+        return torch.cat(parts).numpy()
+
     estimates, notes = {}, []
     for item in data:
         against = contrary(item.task)
         texts = model.embed_text([*item.sentences, *([instruction(against)] if against else [])])
-        expert = embed(caches["expert"], item.expert.rows, f"{item.task}, expert") @ texts.T
-        rollouts = embed(caches["rollouts"], item.rollouts.rows, f"{item.task}, rollouts") @ texts.T
+        expert = scores_of(caches["expert"], item.expert, texts, f"{item.task}, expert")
+        rollouts = scores_of(caches["rollouts"], item.rollouts, texts, f"{item.task}, rollouts")
         estimates |= _measure(cfg, item, expert[..., :10], rollouts[..., 0])
         if against:
             less = (multi_view(scores[..., 0] - scores[..., 10]) for scores in (expert, rollouts))
@@ -357,7 +384,7 @@ def _score_model(
             right = next(cache.episodes[i].instruction for i in episodes if cache.episodes[i].task == task)
             other = opposite(task)
             sentences = (*ten_sentences(right, cfg.seed), *([instruction(other)] if other else []))
-            scores = embed(cache, chosen.rows, task) @ model.embed_text(list(sentences)).T
+            scores = scores_of(cache, chosen, model.embed_text(list(sentences)), task)
             listening |= _measure_opposites(cfg, task, chosen, scores)
         estimates |= listening | _averages(listening, "average_training")
     return estimates, notes
@@ -487,6 +514,11 @@ def _identity(model: RewardModel) -> dict[str, Any]:
         return {"backbone": backbone, "objective": "zero_shot", "preset": "", "seed": None}
     defaults = {"objective": "unknown", "preset": "", "seed": None}
     return {"backbone": backbone} | {key: model.metadata.get(key, value) for key, value in defaults.items()}
+
+
+def _label(cfg: BenchmarkConfig, name: str) -> str:
+    """What the rows call a checkpoint."""
+    return name if cfg.start_weight is None else f"{name}, start {cfg.start_weight:g}"
 
 
 def _fingerprint(name: str) -> str:

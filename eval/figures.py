@@ -63,7 +63,7 @@ def main(cfg: FiguresConfig) -> list[Path]:
         for task in cfg.tasks:
             scores[task][name] = {
                 label: multi_view(
-                    model.score(cache.frames[info.start : info.start + info.length], info.instruction)
+                    model.score(cache.frames[info.rows], info.instruction, start=cache.frames[info.start])
                 )
                 for label, cache, info in trajectories(expert, rollouts, task)
             }

@@ -294,6 +294,7 @@ def score_figures(cfg: ThroughputConfig, backbone: Path, fresh: Path) -> tuple[l
             scores = [F.cosine_similarity(plain_image(plain, processor, f), sentence).item() for f in flat]
         return np.array(scores, np.float32).reshape(ENVIRONMENTS, views)
 
+    model = model.with_start_weight(0)  # the plain way has none; it costs an embedding an episode
     difference = float(np.abs(model.score(frames, text) - one_frame_at_a_time()).max())
     count = ENVIRONMENTS * views
     ways = {
@@ -336,11 +337,16 @@ def wrap_figures(cfg: ThroughputConfig, fresh: Path) -> list[Figure]:
     bare, text = make_env(TASK, 0), instruction(TASK)
     bare.reset()
     rig = CameraRig(bare, spec)
+    start = model.embed(rig.render()[None])
+
+    def by_hand() -> None:
+        model.score(rig.render()[None], text, start=start)
+
     try:
         ways = {
             "wrapper": rate(stepping(wrapped), 1, "steps/s", least=cfg.turn_seconds),
             "bare": rate(
-                stepping(bare, lambda: model.score(rig.render()[None], text)),
+                stepping(bare, by_hand),
                 1,
                 "steps/s",
                 least=cfg.turn_seconds,
@@ -361,7 +367,12 @@ def vector_figures(cfg: ThroughputConfig, backbone: Path, fresh: Path) -> list[F
     spec = model.camera_spec or CameraSpec()
     plain = DualEncoder.from_pretrained(backbone)
     plain.load_adapter(adapter)
-    slow = RewardModel(plain.requires_grad_(False).eval(), camera_spec=spec, dtype=torch.float32)
+    slow = RewardModel(
+        plain.requires_grad_(False).eval(),
+        camera_spec=spec,
+        start_weight=model.start_weight,
+        dtype=torch.float32,
+    )
     one = VLMRewardWrapper(make_env(TASK, 0), model, cameras=spec)
     apart = [VLMRewardWrapper(make_env(TASK, seed), slow, cameras=spec) for seed in range(ENVIRONMENTS)]
     venv = VLMRewardVecEnv.from_env_fns(

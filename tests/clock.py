@@ -47,11 +47,15 @@ class Clock(gym.Env):
 
 
 class ClockReader:
-    """Scores a frame `which + episode / 10 + step / 100`, plus the number that the sentence is."""
+    """Scores a frame `which + episode / 10 + step / 100`, plus the number that the sentence is.
+
+    With a `start_weight` of 1, the same of the episode's first frame is subtracted: `step / 100` is left.
+    """
 
     camera_spec = None
 
-    def __init__(self) -> None:
+    def __init__(self, start_weight: float = 0.0) -> None:
+        self.start_weight = start_weight
         self.batches: list[int] = []
 
     def check_camera_spec(self, spec):
@@ -62,11 +66,16 @@ class ClockReader:
             raise ValueError("the text is empty")
         return np.zeros((len(texts), 2), np.float32)
 
-    def score(self, frames, text):
+    def embed(self, frames):
+        return frames[:, :, 0, 0].astype(np.float32)
+
+    def score(self, frames, text, *, start=None):
         assert frames.dtype == np.uint8
         assert len(text) == len(frames)
         self.batches.append(len(frames))
-        pixel = frames[:, :, 0, 0].astype(np.float32)
+        pixel = self.embed(frames)
+        if self.start_weight:
+            pixel -= self.start_weight * start
         return pixel @ np.array([1, 0.1, 0.01], np.float32) + np.array(text, np.float32)[:, None]
 
 

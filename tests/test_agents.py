@@ -311,10 +311,12 @@ def test_ppo_learns_to_close_the_drawer_in_two_minutes(tmp_path):
 
 
 def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tmp_path, capsys):
+    """Also against the first frame of each episode: relabelling must find the same ones again."""
     settings = {"timesteps": 60, "horizon": 20, "eval_every": 40, "transform": "difference", "envs": 2}
     config = AgentConfig(
         reward=str(tiny_adapter_dir),
         cameras=("corner",),
+        start_weight=5.0,
         keep_frames=True,
         processes=False,
         hacking_window=2,
@@ -337,7 +339,11 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
 
     before = load_transitions(tmp_path / "run" / "last" / "replay.npz")
     options = relabel.RelabelConfig(
-        tmp_path / "run", str(tiny_adapter_dir), tmp_path / "same.npz", transform="difference"
+        tmp_path / "run",
+        str(tiny_adapter_dir),
+        tmp_path / "same.npz",
+        transform="difference",
+        start_weight=5.0,
     )
     learned, true = relabel.relabel_run(options)
     np.testing.assert_allclose(
@@ -346,6 +352,11 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     rows = read_lines(tmp_path / "run" / "episodes.jsonl")
     assert learned == pytest.approx([row["learned_return"] for row in rows], abs=0.02)
     assert true == pytest.approx([row["env_return"] for row in rows], rel=1e-4)
+    plain, _ = relabel.relabel_run(replace(options, start_weight=None, output=tmp_path / "plain.npz"))
+    assert np.abs(plain - learned).max() > 0.02
+    full = {"before": np.array([40, 41]), "after": np.array([42, 43]), "dones": np.zeros(2)}
+    with pytest.raises(ValueError, match="cannot be told for the oldest transitions"):
+        relabel.first_frames(full, 2, 60)
     sparse = replace(options, reward="sparse", transform="raw", output=tmp_path / "sparse.npz")
     relabel.relabel_run(sparse)
     rewards = load_transitions(tmp_path / "sparse.npz")["rewards"]

@@ -60,11 +60,13 @@ class FakeModel:
     """Reads reward and sentence from the pixels. Under the right sentence the score rises with the reward,
     under an opposite one it falls, under any other it is 0; a deaf model follows every sentence."""
 
-    def __init__(self, name, metadata=None, deaf=False):
+    def __init__(self, name, metadata=None, deaf=False, start_weight=0.0):
         self.encoder = SimpleNamespace(image_size=2, name=name, has_adapter=metadata is not None)
         self.metadata = metadata or {}
         self.camera_spec = SPEC
         self.deaf = deaf
+        self.start_weight = start_weight
+        self.made = name, metadata, deaf
         self.embedded = 0
 
     def embed(self, frames):
@@ -85,6 +87,9 @@ class FakeModel:
             if self.deaf:
                 row[:-1] = 1
         return embeddings
+
+    def with_start_weight(self, start_weight):
+        return FakeModel(*self.made, start_weight=start_weight)
 
     def check_camera_spec(self, spec):
         if spec != SPEC:
@@ -173,6 +178,24 @@ def test_the_average_is_that_of_tasks_and_views_as_in_the_paper(run):
     assert value(result, "good", "consistency", "average", "average") == 75
     assert value(result, "good", "voc", "multi", "average") == 100
     assert value(result, "good", "voc", "average", "average", field="n") == 8
+
+
+def test_another_start_weight_has_rows_of_its_own(run):
+    """The first frame of the perfect model's trajectories has the least reward: unlike it is better, too."""
+    run(zero_shot=("bare",))
+    result = run(zero_shot=("bare",), start_weight=0.5)
+    assert value(result, "good", "voc") == value(result, "good, start 0.5", "voc") == 100
+    objectives = {row["checkpoint"]: row["objective"] for row in result["rows"]}
+    assert objectives["bare, start 0.5"] == "zero_shot, start 0.5"
+    assert objectives["good, start 0.5"] == "triplet, start 0.5"
+    deaf = [run(checkpoint=("deaf",), start_weight=weight) for weight in (0, 100)]
+    seen = [
+        value(result, f"deaf, start {weight}", "right_of_10")
+        for result, weight in zip(deaf, (0, 100), strict=True)
+    ]
+    assert seen[0] == seen[1]  # what is subtracted is the same for every sentence
+    run(zero_shot=("bare",), start_weight=0.5)
+    assert not run.loaded
 
 
 def test_rows_are_tidy_and_say_who_they_are(run):

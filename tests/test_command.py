@@ -260,6 +260,20 @@ def test_score_of_a_video(tiny_adapter_dir, tmp_path, capsys):
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["robot.csv", "robot.png"]
 
 
+def test_a_video_is_scored_against_its_first_frame(tiny_backbone_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_reward.video.CHUNK", 7)
+    model = RewardModel.from_pretrained(tiny_backbone_dir).with_start_weight(0.5)
+    model.save_pretrained(tmp_path / "started")
+    frames = pictures(25)
+    for number, frame in enumerate(frames):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "images" / f"{number}.png")
+    run("score", tmp_path / "images", SENTENCE, "--model", tmp_path / "started", "--out", tmp_path / "out")
+    _, rows = table(tmp_path / "out" / "images.csv")
+    expected = model.score(frames[:, None], SENTENCE, start=frames[0][None])[:, 0]
+    assert np.abs(rows[:, 2] - expected).max() < 1e-3
+
+
 def test_score_of_images_in_the_order_of_their_numbers(tiny_adapter_dir, tmp_path):
     frames = pictures(12)
     folder = write_images(tmp_path / "run", frames)

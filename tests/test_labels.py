@@ -37,8 +37,9 @@ def expected(folder: Path, model: RewardModel) -> np.ndarray:
     data = open_dataset(folder)
     return np.concatenate(
         [
-            model.score(np.concatenate([c.frames for c in data.chunks(n, n + 1)]), episode.instruction)
+            model.score(frames, episode.instruction, start=frames[0])
             for n, episode in enumerate(data.episodes)
+            if len(frames := np.concatenate([chunk.frames for chunk in data.chunks(n, n + 1)]))
         ]
     )
 
@@ -62,6 +63,21 @@ def test_each_frame_has_the_reward_that_its_model_gives_it(
     for view, camera in enumerate(CAMERAS):
         np.testing.assert_allclose(table[f"reward.{camera}"].to_numpy(), scores[:, view], atol=1e-5)
     assert np.ptp(scores) > 1e-3  # the frames differ, and so must their scores
+
+
+def test_each_frame_is_scored_against_the_first_of_its_episode(
+    folder: Path, tiny_backbone_dir: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        labels, "BATCH", 10
+    )  # batches end within episodes, and hold the end of one and the next
+    monkeypatch.setattr("vlm_reward.lerobot.CHUNK", 5)
+    model = RewardModel.from_pretrained(tiny_backbone_dir).with_start_weight(0.5)
+    model.save_pretrained(tmp_path / "started")
+    table = pq.read_table(label(folder, tmp_path / "started", out))
+    scores = expected(folder, model)
+    np.testing.assert_allclose(table["reward"].to_numpy(), scores.mean(1), atol=1e-5)
+    assert np.abs(scores - expected(folder, model.with_start_weight(0))).max() > 0.01
 
 
 def test_the_file_lies_beside_the_dataset_and_is_not_replaced_unasked(

@@ -74,6 +74,50 @@ def test_one_text_a_timestep(model, frames):
     assert np.abs(scores[1] - model.score(frames, TEXT)[1]).max() > 0.001
 
 
+def test_with_a_start_weight_a_score_is_the_cosine_with_the_way_from_the_first_frame(model, frames):
+    started, first = model.with_start_weight(0.5), frames[0]
+    scores = started.score(frames, TEXT, start=first)
+    images, text = model.embed(frames), model.embed_text([TEXT])[0]
+    way = text - 0.5 * images[0]  # [V, D]
+    way /= np.linalg.norm(way, axis=-1, keepdims=True)
+    np.testing.assert_allclose(scores, (images * way).sum(-1), atol=1e-6)
+    assert (scores.dtype, scores.shape) == (np.float32, (3, 2))
+    each = [first, first, frames[1]]  # one start a timestep
+    expected = [*scores[:2], started.score(frames[2:], TEXT, start=frames[1])[0]]
+    np.testing.assert_allclose(started.score(frames, TEXT, start=np.stack(each)), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        started.score(frames, TEXT, start=model.embed(np.stack(each))), expected, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        started.score(frames, TEXT, start=model.embed(first[None])[0]), scores, atol=1e-6
+    )
+    np.testing.assert_array_equal(model.score(frames, TEXT, start=first), model.score(frames, TEXT))
+
+
+def test_a_missing_or_foreign_start_is_refused(model, frames):
+    started = model.with_start_weight(0.5)
+    with pytest.raises(ValueError, match=r"against the first of its episode: give start=the first frame"):
+        started.score(frames, TEXT)
+    for wrong in (frames[0, :1], frames[:2], model.embed(frames)[:2], model.embed(frames)[0, :1]):
+        with pytest.raises(ValueError, match=r"start must be one first frame or 3|views"):
+            started.score(frames, TEXT, start=wrong)
+    for weight in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="start_weight must be at least 0"):
+            model.with_start_weight(weight)
+
+
+def test_the_start_weight_is_saved_and_an_older_library_would_refuse_it(model, frames, tmp_path):
+    model.with_start_weight(0.5).save_pretrained(tmp_path / "started")
+    facts = json.loads((tmp_path / "started" / module.METADATA).read_text())
+    assert (facts["start_weight"], facts["format_version"]) == (0.5, 2)
+    again = RewardModel.from_pretrained(tmp_path / "started", dtype=torch.float32)
+    assert again.start_weight == again.with_cameras(("corner",)).start_weight == 0.5
+    expected = model.with_start_weight(0.5).score(frames, TEXT, start=frames[0])
+    np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-5)
+    model.save_pretrained(tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / module.METADATA).read_text())["format_version"] == 1
+
+
 def test_larger_frames_are_resized_and_tensors_taken(model):
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 64, 64, 3), dtype=np.uint8)
     expected = model.score(resize(frames, 32), TEXT)
@@ -397,7 +441,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 2}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 3}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -410,7 +454,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 2, this vlm-reward reads 1: upgrade"),
+        ("newer", ValueError, "format version 3, this vlm-reward reads up to 2: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),

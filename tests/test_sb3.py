@@ -51,6 +51,20 @@ def test_rewards_are_those_of_single_environments(options):
     check(VLMRewardVecEnv.from_env_fns(clocks(3), ClockReader(), processes=False, **options), 12, **options)
 
 
+def test_each_score_is_against_the_first_frame_of_its_own_episode():
+    venv = VLMRewardVecEnv.from_env_fns(clocks(3), ClockReader(start_weight=1.0), "0", processes=False)
+    venv.reset()
+    ends = 0
+    for _ in range(12):
+        observations, rewards, dones, infos = venv.step(np.zeros((3, 1), np.float32))
+        ends += dones.sum()
+        for i in range(3):
+            after = infos[i]["terminal_observation"] if dones[i] else observations[i]
+            assert rewards[i] == pytest.approx(after[2] / 100, abs=1e-5)
+            assert venv.reset_infos[i]["score"] == pytest.approx(0, abs=1e-6)
+    assert ends > 3
+
+
 def test_the_terminal_reward_is_that_of_the_terminal_observation():
     venv = VLMRewardVecEnv.from_env_fns([functools.partial(Clock, 0, 2)], ClockReader(), "0", processes=False)
     venv.reset()

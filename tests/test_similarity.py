@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vlm_reward.similarity import cosine, multi_view, negative_l2
+from vlm_reward.similarity import cosine, multi_view, negative_l2, toward
 
 vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-10, 10))
 
@@ -75,3 +75,28 @@ def test_wrong_shapes_are_named():
     for wrong in (np.ones(3), np.ones((2, 0))):
         with pytest.raises(ValueError, match=r"scores must be \[N, V\]"):
             multi_view(wrong)
+
+
+def test_toward_by_hand_is_the_unit_vector_from_the_start_to_the_sentence():
+    text, start = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    direction = toward(text, start, 0.75)  # (-0.75, 1) over 1.25
+    torch.testing.assert_close(direction, torch.tensor([-0.6, 0.8]))
+    scores = cosine(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), direction)
+    torch.testing.assert_close(scores, torch.tensor([-0.6, 0.8, 0.6]))  # the first frame is the worst of all
+
+
+@given(vectors, vectors, vectors, st.floats(0, 3))
+def test_toward_orders_an_episodes_frames_by_the_sentence_less_the_start(frames, texts, starts, weight):
+    x, y, z = (
+        torch.nn.functional.normalize(torch.from_numpy(v) + 0.01, dim=-1) for v in (frames, texts, starts)
+    )
+    length = (y - weight * z).norm(dim=-1)
+    expected = (cosine(x, y) - weight * cosine(x, z))[length > 1e-3]
+    scores = cosine(x, toward(y, z, weight))[length > 1e-3]
+    torch.testing.assert_close(scores * length[length > 1e-3], expected, atol=1e-6, rtol=0)
+
+
+def test_toward_of_weight_0_is_the_sentence_and_of_one_start_a_view_broadcasts():
+    text, starts = torch.tensor([0.6, 0.8]), torch.eye(2)  # [D], [V, D]
+    torch.testing.assert_close(toward(text, starts, 0.0), text.expand(2, 2))
+    assert toward(text[None, None], starts[:, None], 1.0).shape == (2, 1, 2)

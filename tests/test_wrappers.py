@@ -387,3 +387,46 @@ def test_without_a_renderer_the_error_says_what_to_install(model, monkeypatch):
     monkeypatch.setattr(mujoco, "Renderer", broken)
     with pytest.raises(RuntimeError, match=r"MuJoCo cannot render .*apt-get install"):
         VLMRewardWrapper(make_env("reach-v3"), model)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_each_score_is_against_the_first_frame_of_its_own_episode(mode):
+    """Which environment and which episode cancel: what is left is the step, in every auto-reset mode."""
+    count = 3
+    envs = VLMVectorRewardWrapper.from_env_fns(
+        clocks(count), ClockReader(start_weight=1.0), "0", processes=False, autoreset_mode=mode
+    )
+    observations, infos = envs.reset()
+    np.testing.assert_allclose(infos["score"], 0, atol=1e-6)
+    ends = 0
+    for _ in range(14):
+        observations, rewards, terminated, truncated, infos = envs.step(np.zeros((count, 1), np.float32))
+        ended = terminated | truncated
+        ends += ended.sum()
+        for i in range(count):
+            same = ended[i] and mode == AutoresetMode.SAME_STEP
+            after = infos["final_obs"][i] if same else observations[i]
+            assert rewards[i] == pytest.approx(after[2] / 100, abs=1e-5)
+            assert infos["score"][i] == pytest.approx(observations[i][2] / 100, abs=1e-5)
+        if ended.any() and mode == AutoresetMode.DISABLED:
+            envs.reset(options={"reset_mask": ended})
+    assert ends > count
+    envs.close()
+
+
+def test_a_real_model_scores_against_the_first_frame_in_the_wrapper(tiny_adapter_dir):
+    from vlm_reward.reward_model import RewardModel
+
+    model = RewardModel.from_pretrained(tiny_adapter_dir).with_start_weight(0.5)
+    with_first = VLMRewardWrapper(make_env("drawer-open-v3", seed=0), model, keep_frames=True)
+    _, info = with_first.reset(seed=0)
+    first, text = info["frames"], info["instruction"]
+    np.testing.assert_allclose(
+        info["reward_per_view"], model.score(first[None], text, start=first)[0], atol=1e-6
+    )
+    for _ in range(3):
+        *_, info = with_first.step(with_first.action_space.sample())
+    by_hand = model.score(info["frames"][None], text, start=first)[0]
+    np.testing.assert_allclose(info["reward_per_view"], by_hand, atol=1e-5)
+    assert np.abs(by_hand - model.with_start_weight(0).score(info["frames"][None], text)[0]).max() > 0.01
+    with_first.close()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 
 from training.captions import sentences
@@ -24,6 +25,7 @@ from training.order import Scenes, split_sentences
 from vlm_reward.frame_cache import cached
 from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.similarity import cosine, toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
 
@@ -95,7 +97,9 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
         other = opposite(episode.task)
         wrong = rng.choice([s for s in everything if s != episode.instruction], 9, replace=False)
         said = [episode.instruction, *wrong, *([instruction(other)] if other else [])]
-        scores = (model.embed(cache.frames[episode.rows]) @ model.embed_text(said).T).mean(1)  # [T, 10 or 11]
+        images = torch.from_numpy(model.embed(cache.frames[episode.rows]))[:, :, None]  # [T, V, 1, D]
+        goals = toward(torch.from_numpy(model.embed_text(said)), images[0], model.start_weight)
+        scores = cosine(images, goals).mean(1).numpy()  # [T, 10 or 11]
         found["VOC"].append(voc(scores[:, 0]))
         last.append(scores[-1, :10])
         if other:

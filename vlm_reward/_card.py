@@ -83,6 +83,7 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if adapter else [])],
         eval_results=results or None,
     )
+    start = ", start=frames[0]" if facts.get("start_weight") else ""
     body = [
         f"# {name}",
         "",
@@ -93,9 +94,14 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         "from vlm_reward.reward_model import RewardModel",
         "",
         f'model = RewardModel.from_pretrained("{name}")  # or the path of this folder',
-        'scores = model.score(frames, "open the drawer")  # uint8 [N, V, H, W, 3] -> float32 [N, V]',
+        f'scores = model.score(frames, "open the drawer"{start})  # uint8 [N, V, H, W, 3] -> float32 [N, V]',
         "```",
     ]
+    if start:
+        body += [
+            "",
+            "A frame is scored against the first of its episode (`start`), which wrappers do themselves.",
+        ]
     if results:
         body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
         body[-1] += "those of held-back trajectories by `python -m training.train`:"
@@ -134,6 +140,9 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
         f"trajectories held back for validation{nothing}.",
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
+        f"Rollouts of training tasks, random and sub-optimal, ordered by their true reward: `{rollouts}`."
+        if (rollouts := protocol.get("rollouts"))
+        else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
         f"both towers; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories the best",

@@ -237,7 +237,7 @@ def tokenizer(model: str) -> Finding:
         raise ValueError(f"{model} does not know words of {len(unknown)} instructions: {unknown[0]!r}")
     views = len(first.camera_spec.cameras) if first.camera_spec else 1
     frames = np.random.default_rng(0).integers(0, 256, (1, views, 64, 64, 3), dtype=np.uint8)
-    scores = [loaded.score(frames, sentence) for loaded in (first, second)]
+    scores = [loaded.score(frames, sentence, start=frames) for loaded in (first, second)]
     difference = float(np.abs(scores[0] - scores[1]).max())
     if difference > 1e-5:
         raise ValueError(f"loaded twice, {model} gives one frame scores that differ by {difference:.2g}")

@@ -172,14 +172,24 @@ def write_blocks(
     total = sum(episode.length for block in blocks for episode in data.episodes[block.first : block.last])
     waiting: list[Chunk] = []
     scores: list[np.ndarray] = []
+    start: dict[int, np.ndarray] = {}  # of the last episode that began: its first frame, embedded
     with tqdm(total=total, unit="timestep", mininterval=BAR_SECONDS, disable=quiet) as bar:
         for block, chunk in ahead(small(), AHEAD):
             if chunk is not None:
                 waiting.append(chunk)
+                if model.start_weight and chunk.start == 0:
+                    start[chunk.episode] = model.embed(chunk.frames[:1])
             if waiting and (chunk is None or sum(len(each.frames) for each in waiting) >= BATCH):
                 said = [data.episodes[each.episode].instruction for each in waiting for _ in each.frames]
-                scores.append(model.score(np.concatenate([each.frames for each in waiting]), said))
+                frames = np.concatenate([each.frames for each in waiting])
+                began = (
+                    np.concatenate([start[each.episode].repeat(len(each.frames), axis=0) for each in waiting])
+                    if model.start_weight
+                    else None
+                )
+                scores.append(model.score(frames, said, start=began))
                 bar.update(len(said))
+                start = {number: start[number] for number in start if number == waiting[-1].episode}
                 waiting.clear()
             if chunk is None:
                 with replacing(block.path) as fresh:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,10 +25,10 @@ from vlm_reward.encoder import (
     write_folder,
 )
 from vlm_reward.preprocess import preprocess
-from vlm_reward.similarity import cosine
+from vlm_reward.similarity import cosine, toward
 
 METADATA = "vlm_reward.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION, START_VERSION = 1, 2  # without and with a start_weight, which an older library would overlook
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -40,6 +41,8 @@ class RewardModel:
     Args:
         encoder: a dual encoder; one that is still being trained is scored as it is at each call.
         camera_spec: what the frames it was trained on look like, or None when it does not matter.
+        start_weight: how much a score counts that a frame is unlike the first of its episode, see
+            `vlm_reward.similarity.toward`; above 0, `score` needs to know the first frames.
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -55,11 +58,15 @@ class RewardModel:
         encoder: DualEncoder,
         *,
         camera_spec: CameraSpec | None = None,
+        start_weight: float = 0.0,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not (math.isfinite(start_weight) and start_weight >= 0):
+            raise ValueError(f"start_weight must be at least 0, got {start_weight}")
         self.encoder = encoder
         self.camera_spec = camera_spec
+        self.start_weight = start_weight
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -93,7 +100,7 @@ class RewardModel:
         """
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-        metadata, spec = _read_metadata(folder)
+        metadata, spec, start_weight = _read_metadata(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
@@ -115,19 +122,27 @@ class RewardModel:
                 path_or_hub_id, revision=revision, local_files_only=local_files_only
             )
         encoder.requires_grad_(False).to(device).eval()
-        model = cls(encoder, camera_spec=spec, metadata=metadata, dtype=dtype)
+        model = cls(encoder, camera_spec=spec, start_weight=start_weight, metadata=metadata, dtype=dtype)
         if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
             encoder.model.to(model.dtype)
         return model
 
     def score(
-        self, frames: np.ndarray | torch.Tensor, text: str | Sequence[str], batch_size: int | None = None
+        self,
+        frames: np.ndarray | torch.Tensor,
+        text: str | Sequence[str],
+        batch_size: int | None = None,
+        *,
+        start: np.ndarray | torch.Tensor | None = None,
     ) -> np.ndarray:
         """Score each view of each timestep in one batched forward.
 
         Args:
             frames: uint8 [N, V, H, W, 3], upright, views in the order of `camera_spec`. H and W are free.
             text: one sentence for all, or N of them, one a timestep.
+            start: where the episode began, if `start_weight` is above 0 (else it is not looked at): its first
+                frame, uint8 [V, H, W, 3], for all timesteps, or [N, V, H, W, 3], one a timestep; or what `embed`
+                gave for it, float32 [V, D] or [N, V, D], which saves embedding it again.
             batch_size: images a forward at most; None takes 256 on a GPU and 32 on a CPU, where the
                 activations of more fall out of its caches.
 
@@ -136,7 +151,7 @@ class RewardModel:
 
         Raises:
             ValueError: wrong dtype or shape, no frames, another number of views than cameras or of sentences
-                than timesteps, a sentence that is empty or too long.
+                than timesteps, a sentence that is empty or too long, no start where one is needed.
             FloatingPointError: the model gave NaN or infinity.
         """
         self._check_frames(frames)
@@ -145,6 +160,8 @@ class RewardModel:
         with torch.inference_mode():
             texts = self._embed_texts([text] if isinstance(text, str) else text)[:, None]  # [1 or N, 1, D]
             images = self._embed_frames(frames, batch_size)
+            if self.start_weight:
+                texts = toward(texts, self._embed_start(start, images), self.start_weight)
             return cosine(images, texts).clamp(-1, 1).cpu().numpy()
 
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
@@ -176,13 +193,22 @@ class RewardModel:
             ValueError: it was not trained on one of them.
         """
         spec = self.camera_spec or CameraSpec()
+        if isinstance(cameras, str):
+            cameras = (cameras,)
         if self.camera_spec and (foreign := set(cameras) - set(spec.cameras)):
             raise ValueError(
                 f"{self.metadata.get('objective', 'the model')} was not trained on camera "
                 f"{', '.join(sorted(foreign))}; it knows {', '.join(spec.cameras)}"
             )
-        spec = replace(spec, cameras=tuple(cameras))
-        return RewardModel(self.encoder, camera_spec=spec, metadata=self.metadata, dtype=self.dtype)
+        return self._like_this(camera_spec=replace(spec, cameras=tuple(cameras)))
+
+    def with_start_weight(self, start_weight: float) -> "RewardModel":
+        """This model, which shares its weights, with another weight of the first frame; 0 does without."""
+        return self._like_this(start_weight=start_weight)
+
+    def _like_this(self, **changed: Any) -> "RewardModel":
+        same = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
+        return RewardModel(self.encoder, **same | changed, metadata=self.metadata, dtype=self.dtype)
 
     def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
         """Write an adapter folder (LoRA alone) or, without LoRA, a stand-alone backbone; with a model card.
@@ -266,6 +292,8 @@ class RewardModel:
         if self.encoder.has_adapter:
             facts["backbone"] = portable_name(self.encoder.name, final)
         facts["camera_spec"] = self.camera_spec.to_dict() if self.camera_spec else None
+        if self.start_weight:
+            facts |= {"format_version": START_VERSION, "start_weight": self.start_weight}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -301,6 +329,27 @@ class RewardModel:
                 )
                 parts.append(encoder.encode_images(pixels))
         return _finite(torch.cat(parts), "image").reshape(*frames.shape[:2], -1)
+
+    def _embed_start(self, start: np.ndarray | torch.Tensor | None, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings [1 or N, V, D] of the first frames of what is embedded as `images` [N, V, D]."""
+        if start is None:
+            raise ValueError(
+                "this model scores a frame against the first of its episode: give start=the first frame, uint8 "
+                "[V, H, W, 3], or do without by model.with_start_weight(0)"
+            )
+        if start.ndim >= 4 and len(start):
+            frames = start if start.ndim == 5 else start[None]
+            self._check_frames(frames)
+            embedded = self._embed_frames(frames, None)
+        else:
+            embedded = torch.as_tensor(start, dtype=images.dtype, device=images.device)
+            embedded = embedded if embedded.ndim == 3 else embedded[None]
+        if embedded.shape[1:] != images.shape[1:] or len(embedded) not in (1, len(images)):
+            raise ValueError(
+                f"start must be one first frame or {len(images)}, of {images.shape[1]} views, uint8 "
+                f"[..., V, H, W, 3] or embedded [..., V, D], got shape {tuple(start.shape)}"
+            )
+        return embedded
 
     def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """T sentences -> [T, D] on the model's device."""
@@ -352,25 +401,26 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-_OWN_KEYS = ("format_version", "backbone", "camera_spec")
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight")
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None]:
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float]:
     """`vlm_reward.json`, empty when there is none: a backbone, or an adapter that PEFT alone wrote."""
     path = folder / METADATA
     if not path.is_file():
-        return {}, None
+        return {}, None, 0.0
     try:
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
+        start_weight = float(facts.get("start_weight", 0.0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, START_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads {FORMAT_VERSION}: upgrade vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {START_VERSION}: upgrade vlm-reward"
         )
-    return facts, spec
+    return facts, spec, start_weight
 
 
 def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:

@@ -36,6 +36,28 @@ def negative_l2(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     return -torch.linalg.vector_norm(images - texts, dim=-1)
 
 
+def toward(texts: torch.Tensor, starts: torch.Tensor, weight: float) -> torch.Tensor:
+    r"""The direction from where an episode began to what a sentence asks: $(y - w x_0) / \|y - w x_0\|$.
+
+    The cosine with it is high for an image that is like the sentence and unlike the episode's first one: what a
+    scene looks like anyway cancels, what changed in it counts. `weight` 0 is the sentence alone.
+
+    Args:
+        texts: [..., D], unit norm.
+        starts: [..., D], unit norm, broadcast against `texts`: embeddings of first frames, each of its view.
+        weight: w, at least 0.
+
+    Returns:
+        [..., D], unit norm.
+
+    Reference: the first frame in the place of the baseline sentence of Rocamonde et al., "Vision-Language Models
+    are Zero-Shot Reward Models for Reinforcement Learning", ICLR 2024; at weight 1 its order of frames at full
+    strength.
+    """
+    _check(starts, texts)
+    return torch.nn.functional.normalize(texts - weight * starts, dim=-1)
+
+
 def multi_view(scores: Scores) -> Scores:
     """Mean over views.
 

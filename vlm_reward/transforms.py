@@ -206,17 +206,29 @@ class GoalBaseline:
         model: a `RewardModel`.
         baseline: a sentence for the scene without the goal.
         alpha: regularisation strength, in [0, 1].
+
+    Raises:
+        ValueError: alpha out of range, or the model scores against the first frame already (`start_weight`).
     """
+
+    start_weight = 0.0
 
     def __init__(self, model: Any, baseline: str, alpha: float = 0.5) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if model.start_weight:
+            raise ValueError(
+                "the model scores against the episode's first frame, which leaves no room for a baseline "
+                "sentence: take model.with_start_weight(0) (agents: --start-weight 0)"
+            )
         self.model, self.alpha = model, alpha
         self.camera_spec, self.check_camera_spec = model.camera_spec, model.check_camera_spec
-        self.embed_text = model.embed_text
+        self.embed, self.embed_text = model.embed, model.embed_text
         self._baseline = model.embed_text([baseline])[0]
 
-    def score(self, frames: np.ndarray, text: str | Sequence[str]) -> np.ndarray:
+    def score(
+        self, frames: np.ndarray, text: str | Sequence[str], *, start: np.ndarray | None = None
+    ) -> np.ndarray:
         """As `RewardModel.score`: uint8 [N, V, H, W, 3] and one or N sentences to float32 [N, V]."""
         if not isinstance(text, str) and len(text) != len(frames):
             raise ValueError(f"give one text or one a timestep, got {len(text)} for {len(frames)} timesteps")

@@ -212,7 +212,9 @@ def score(
         raise ValueError(f"views must show the same moments, but their numbers of frames differ: {told}")
 
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
-    judge = RewardModel(trained.encoder, dtype=trained.dtype)  # without its cameras: any views will do
+    judge = RewardModel(  # without its cameras: any views will do
+        trained.encoder, start_weight=trained.start_weight, dtype=trained.dtype
+    )
     judge.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{clips[0].name}.csv", out / f"{clips[0].name}.png"
@@ -227,8 +229,11 @@ def score(
         rows = csv.writer(file)
         rows.writerow(["frame", "time", "score", *names])
         moments = _moments(clips, every, strip, judge)
+        start = None
         for batch in iter(lambda: list(itertools.islice(moments, CHUNK)), []):
-            scores = judge.score(np.stack([views for _, _, views in batch]), sentence)
+            frames = np.stack([views for _, _, views in batch])
+            start = judge.embed(frames[:1]) if start is None else start
+            scores = judge.score(frames, sentence, start=start)
             parts.append(scores)
             for (number, time, _), values in zip(batch, scores, strict=True):
                 seconds = "" if time is None else f"{time:.3f}"

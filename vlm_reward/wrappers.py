@@ -39,8 +39,13 @@ class Scorer(Protocol):
 
     @property
     def camera_spec(self) -> CameraSpec | None: ...
+    @property
+    def start_weight(self) -> float: ...
     def check_camera_spec(self, spec: CameraSpec) -> None: ...
-    def score(self, frames: np.ndarray, text: str | Sequence[str]) -> np.ndarray: ...
+    def embed(self, frames: np.ndarray) -> np.ndarray: ...
+    def score(
+        self, frames: np.ndarray, text: str | Sequence[str], *, start: np.ndarray | None = None
+    ) -> np.ndarray: ...
     def embed_text(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
@@ -222,7 +227,9 @@ def _has_nan(value: Any) -> bool:
 
 
 class RewardStream:
-    """The captured frames of N parallel environments to their rewards; remembers each episode's last score.
+    """The captured frames of N parallel environments to their rewards.
+
+    Remembers each episode's last score and, for a model that asks for it, the embedding of its first frame.
 
     Knows nothing of auto-reset modes: the counts of a record say whether its environment made a step, began
     an episode, or both. Arguments as in `VLMRewardWrapper`, plus the number of environments.
@@ -246,6 +253,7 @@ class RewardStream:
         self._seen = np.zeros((num_envs, 4), np.int64)
         self._shown, self._pace = np.zeros(num_envs), np.zeros(num_envs)  # score now, and its change a step
         self._per_view = np.zeros((num_envs, 0), np.float32)
+        self._starts: np.ndarray | None = None  # [N, V, D]
 
     def read(
         self,
@@ -332,8 +340,24 @@ class RewardStream:
         if not texts:
             return self._per_view[:0], self._per_view[:0]
         which = np.repeat([AFTER_STEP, AFTER_RESET], [len(stepped), len(reset)])
-        scores = self._model.score(frames[stepped + reset, which], texts)
+        scores = self._model.score(
+            frames[stepped + reset, which], texts, start=self._starts_of(frames, stepped, reset)
+        )
         return scores[: len(stepped)], scores[len(stepped) :]
+
+    def _starts_of(self, frames: np.ndarray, stepped: list[int], reset: list[int]) -> np.ndarray | None:
+        """Embeddings of the first frames that those of `stepped`, then of `reset` belong to, [F + R, V, D]."""
+        if not self._model.start_weight:
+            return None
+        fresh = self._model.embed(frames[reset, AFTER_RESET]) if reset else None
+        if self._starts is None:
+            assert fresh is not None  # an environment begins with a reset
+            self._starts = np.zeros((len(frames), *fresh.shape[1:]), np.float32)
+        before = self._starts[stepped]  # a finished episode's last frame keeps its own start
+        if fresh is None:
+            return before
+        self._starts[reset] = fresh
+        return np.concatenate([before, fresh])
 
     def _advance(
         self, step_scores: np.ndarray, moved: np.ndarray, fresh: np.ndarray, ended: np.ndarray
