@@ -143,6 +143,10 @@ def test_presets():
     assert tasks(Config("eval-expert")) == list(HELD_OUT)
     assert len(jobs_of(Config("eval-expert"), Path())) == 150
     assert {job.kind for job in jobs_of(Config("eval-rollouts"), Path())} == {"random", "noisy", "mixed"}
+    rollouts = jobs_of(Config("train-rollouts"), Path())
+    assert len(rollouts) == 44 * 3 * 3
+    assert {job.horizon for job in rollouts} == {100}
+    assert not {job.task for job in rollouts} & set(HELD_OUT)
     opposites = jobs_of(Config("eval-opposites"), Path())
     assert len(opposites) == 48
     shown = {(job.task, job.kind, job.index, job.seed) for job in demos}

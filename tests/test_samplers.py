@@ -158,3 +158,19 @@ def test_nothing_to_sample_is_refused(sampler) -> None:
 def test_group_too_small_for_the_objective_is_refused() -> None:
     with pytest.raises(ValueError, match=r"liv needs .* at least 4 frames \(initial, current, next, goal\)"):
         GroupedSampler(OBJECTIVES["liv"], episodes(9), 1, frames=3)
+
+
+@pytest.mark.parametrize("sampler", [PaperSampler, GroupedSampler])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_with_starts_each_sample_has_one_view_and_the_first_frame_of_its_trajectory(sampler, name) -> None:
+    infos = episodes(20, 30, 25, 40)
+    batch = sampler(OBJECTIVES[name], infos, 3, samples=256, seed=1, starts=True).batch(1, 0)
+    assert batch.starts is not None
+    starts = np.array([infos[number].start for number in batch.trajectory])
+    np.testing.assert_array_equal(batch.rows[batch.starts], starts)
+    for index in batch.frames.values():
+        np.testing.assert_array_equal(batch.views[index], batch.views[batch.starts])
+    used = torch.cat([*batch.frames.values(), batch.starts])
+    assert set(used.tolist()) == set(range(len(batch.rows)))
+    assert len(set(batch.views.tolist())) > 1
+    assert sampler(OBJECTIVES[name], infos, 3, samples=256, seed=1).batch(1, 0).starts is None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
-from training.order import Orders, Scenes, ranked_loss
+from training.order import Orders, Rollouts, Scenes, ranked_loss, wrong_loss
 from training.train import (
     check_tasks,
     hyper_parameters,
@@ -304,6 +304,64 @@ def test_scenes_are_ordered_beside_the_objective(
     assert json.loads((done.folder / "vlm_reward.json").read_text())["objective"] == "triplet+order"
     with pytest.raises(FileNotFoundError, match=r"has no scenes of push-v3, window-open-v3; run python -m"):
         train(replace(config, scenes=(tmp_path,), overwrite=True))
+
+
+def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train.train_tasks", lambda split="paper": TASKS)
+    config = replace(config, samples=160, learning_rate=1e-2, start_weight=0.5)
+    done = train(replace(config, rollouts="test/mixed-v0", output=tmp_path / "with"))
+    model = RewardModel.from_pretrained(done.folder)
+    assert model.start_weight == 0.5
+    assert model.metadata["objective"] == "triplet+order+start"
+    cache = cached("test/mixed-v0", 32, config.cache)
+
+    def order(judge: RewardModel) -> float:
+        """VOC: in these the reward rises with time."""
+        own = [(cache.frames[e.rows], e.instruction) for e in cache.episodes]
+        return float(np.mean([voc(judge.score(f, text, start=f[0]).mean(1)) for f, text in own]))
+
+    assert order(model) > 0.9 > order(RewardModel.from_pretrained(config.backbone).with_start_weight(0.5))
+    drawn = Rollouts(cache, TASKS).draw(3, 4, 2, np.random.default_rng(0))
+    assert drawn.values.shape == drawn.frames.shape == drawn.starts.shape == (3, 8)
+    first = {e.start for e in cache.episodes}
+    assert set(drawn.rows[drawn.starts.ravel()].tolist()) <= first
+    assert not set(drawn.rows[drawn.frames.ravel()].tolist()) & first
+    np.testing.assert_array_equal(drawn.values, cache.rewards[drawn.rows[drawn.frames]])
+    np.testing.assert_array_equal(drawn.views[drawn.frames], drawn.views[drawn.starts])
+    assert all(len(set(views)) == 1 for views in drawn.views[drawn.frames])  # a group is seen in one view
+    with pytest.raises(ValueError, match=r"has no rollouts of push-v3"):
+        Rollouts(cache, (*TASKS, "push-v3"))
+    with pytest.raises(ValueError, match=r"holds door-open-v3, which split 'paper' does not train"):
+        train(replace(config, rollouts="test/leak-v0"))
+
+
+def test_wrong_loss_by_hand_is_the_mean_rise_under_the_sentences_of_others() -> None:
+    scores = torch.tensor([[0.0, 0.1, 0.5], [0.9, 0.4, 0.2], [0.3, 0.3, 0.3], [0.2, 0.6, 0.5]])
+    rows, own, trajectory = np.array([4, 5, 8, 9]), torch.tensor([0, 0, 1, 1]), np.array([7, 7, 2, 2])
+    # Frame 1 after 0 under sentences 1 and 2: +0.3 and -0.3; frame 3 after 2 under 0 and 2: -0.1 and +0.2.
+    assert wrong_loss(scores, rows, own, trajectory).item() == pytest.approx((0.3 + 0 + 0 + 0.2) / 4)
+    alone = wrong_loss(scores[:2, :1], rows[:2], own[:2], trajectory[:2])
+    assert alone.item() == 0  # no other sentence
+
+
+def test_wrong_sentences_learn_not_to_rise(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, sampler="grouped", start_weight=0.5, samples=1600, learning_rate=1e-2)
+
+    def rise(folder: Path) -> float:
+        """VOC of the demonstrations under the other task's sentence."""
+        model, cache = RewardModel.from_pretrained(folder), cached(config.dataset, 32, config.cache)
+        wrong = dict(zip(TEXTS, TEXTS[::-1], strict=True))
+        own = [(cache.frames[e.rows], wrong[e.instruction]) for e in cache.episodes]
+        return float(np.mean([voc(model.score(f, text, start=f[0]).mean(1)) for f, text in own]))
+
+    deaf = train(replace(config, output=tmp_path / "deaf"))
+    told = train(replace(config, wrong_weight=100.0))
+    assert rise(deaf.folder) > 0.5 > 0.2 > rise(told.folder)
+    assert told.best["val_voc"] > 0.8
+    written = json.loads((told.folder / "vlm_reward.json").read_text())
+    assert written["objective"] == "triplet+wrong+start"
 
 
 def test_a_demonstration_is_told_from_its_opposite(

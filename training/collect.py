@@ -4,6 +4,7 @@
     python -m training.collect eval-expert     # 50 expert trajectories for each held-out task (VOC)
     python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
     python -m training.collect eval-opposites  # experts of the training tasks that have an opposite (listening)
+    python -m training.collect train-rollouts  # random and sub-optimal rollouts of the training tasks
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
@@ -43,9 +44,11 @@ class Config:
     """Record a Minari dataset of Meta-World rollouts."""
 
     preset: Annotated[
-        Literal["demos", "eval-expert", "eval-rollouts", "eval-opposites"], tyro.conf.Positional
+        Literal["demos", "eval-expert", "eval-rollouts", "eval-opposites", "train-rollouts"],
+        tyro.conf.Positional,
     ]
-    """demos: training tasks; eval-expert, eval-rollouts: held-out ones; eval-opposites: those with opposites."""
+    """demos, train-rollouts: training tasks; eval-expert, eval-rollouts: held-out ones; eval-opposites: those with
+    opposites."""
     dataset: str | None = None
     """Minari id; default vlm-reward/PRESET-v0, for demos vlm-reward/demos-SPLIT-v0."""
     split: Literal["paper", "strict"] = "paper"
@@ -53,9 +56,9 @@ class Config:
     tasks: tuple[str, ...] | None = None
     """Other tasks than the preset's."""
     episodes: int | None = None
-    """Episodes per task and kind; default 3 (demos), 50, 12 and 2 (eval-*)."""
+    """Episodes per task and kind; default 3 (demos, train-rollouts), 50, 12 and 2 (eval-*)."""
     horizon: int | None = None
-    """Steps after which an episode is cut; default 500 for experts, 150 for rollouts."""
+    """Steps after which an episode is cut; default 500 (experts), 150 (eval-rollouts), 100 (train-rollouts)."""
     cameras: tuple[str, ...] = DEFAULT_CAMERAS
     """Cameras to record, in the order of the views."""
     size: int = DEFAULT_SIZE
@@ -90,22 +93,22 @@ class Job:
 def jobs_of(config: Config, parts: Path) -> list[Job]:
     """The episodes of a dataset in their final order."""
     opposites = tuple(dict.fromkeys(task for pair in OPPOSITES for task in pair))
-    usual = {"demos": train_tasks(config.split), "eval-opposites": opposites}.get(config.preset, HELD_OUT)
+    training, rollouts = train_tasks(config.split), config.preset.endswith("rollouts")
+    usual = {"demos": training, "train-rollouts": training, "eval-opposites": opposites}.get(
+        config.preset, HELD_OUT
+    )
     tasks = config.tasks or usual
     for task in tasks:
         check_task(task)
-    kinds: tuple[Kind, ...] = (
-        ("random", "noisy", "mixed") if config.preset == "eval-rollouts" else ("expert",)
-    )
-    episodes = (
-        config.episodes
-        or {"demos": 3, "eval-expert": 50, "eval-rollouts": 12, "eval-opposites": 2}[config.preset]
-    )
-    horizon = config.horizon or (150 if config.preset == "eval-rollouts" else 500)
+    kinds: tuple[Kind, ...] = ("random", "noisy", "mixed") if rollouts else ("expert",)
+    often = {"eval-expert": 50, "eval-rollouts": 12, "eval-opposites": 2}
+    episodes = config.episodes or often.get(config.preset, 3)
+    long = {"eval-rollouts": 150, "train-rollouts": 100}
+    horizon = config.horizon or long.get(config.preset, 500)
     if episodes < 1 or not 1 <= horizon <= 500:
         raise ValueError(f"episodes must be >= 1 and horizon in [1, 500], got {episodes} and {horizon}")
     spec = CameraSpec(config.cameras, config.size, config.size, config.profile)
-    seed = config.seed + (config.preset == "eval-opposites")  # other episodes than the demonstrations
+    seed = config.seed + {"eval-opposites": 1, "train-rollouts": 2}.get(config.preset, 0)  # other episodes
     return [
         Job(task, kind, i, seed, horizon, spec, parts / f"{task}-{kind}-{i:03d}")
         for task in tasks

@@ -48,6 +48,18 @@ class TrainConfig:
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
 
+    wrong_weight: float = 0.0
+    """Of a loss by which the score under the sentences of a batch's other trajectories may not rise along a
+    demonstration; 0, as in the paper, for none."""
+    start_weight: float = 0.0
+    """How much a score counts that a frame is unlike the first of its episode: the cosine with the direction from
+    the first frame, times this, to the sentence (vlm_reward.similarity.toward); 0, as in the paper, for not."""
+    rollouts: str | None = None
+    """Minari id of random and sub-optimal rollouts of training tasks (training.collect train-rollouts), ordered by
+    their true reward beside the objective; none, as in the paper, when not given."""
+    rollout_weight: float = 100.0
+    """Of the loss that orders them."""
+
     sampler: Literal["paper", "grouped"] = "paper"
     """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
     samples: int = 50_000
@@ -126,7 +138,7 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("order_weight", "contrast_weight"):
+        for name in ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
@@ -151,8 +163,9 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
-        beside = "+order" * bool(self.scenes) + "+contrast" * bool(self.contrast_weight)
-        return self.objective + beside
+        beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
+        beside |= {"wrong": self.wrong_weight, "start": self.start_weight}
+        return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
     def protocol(self) -> dict[str, Any]:
         """JSON-ready settings that decide the result: all but where it is written and how fast it runs."""
@@ -160,5 +173,7 @@ class TrainConfig:
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
         fields["scenes"] = [str(folder) for folder in self.scenes] or None
-        fields["contrast_weight"] = self.contrast_weight or None  # as in runs before there was one
+        for later in ("contrast_weight", "wrong_weight", "start_weight"):  # as in runs before there was one
+            fields[later] = getattr(self, later) or None
+        fields["rollout_weight"] = self.rollout_weight if self.rollouts else None
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

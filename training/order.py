@@ -17,11 +17,14 @@ from torch.nn import functional as F
 from training.captions import WORDS, rankings, sentences
 from training.language import is_held_out
 from training.scenes import STATE
+from vlm_reward.frame_cache import FrameCache
 from vlm_reward.recording import EpisodeInfo
 
 GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
 GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
 """Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
+REWARD_GAP = 0.1
+"""The same of a rollout's reward, which is not scaled."""
 
 
 def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
@@ -196,6 +199,62 @@ def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tens
     return order_loss((own @ texts[..., None])[..., 0], values, gaps)
 
 
+@dataclass(frozen=True)
+class RolloutBatch:
+    """R groups of G frames, each group of one task in one view, and the first frames of their episodes.
+
+    Args:
+        rows: int64 [U], rows of the frame cache; views: int64 [U], which camera.
+        frames: int64 [R, G], index into the U images; starts: the same, of each frame's episode.
+        sentences: R of them.
+        values: float64 [R, G], the true reward of each frame.
+    """
+
+    rows: np.ndarray
+    views: np.ndarray
+    frames: np.ndarray
+    starts: np.ndarray
+    sentences: tuple[str, ...]
+    values: np.ndarray
+
+
+class Rollouts:
+    """Episodes of training tasks, whatever came of them, whose frames the simulator's reward orders.
+
+    Args:
+        cache: of random and sub-optimal rollouts, at least two frames each.
+        tasks: those to draw from; each must be in the cache.
+    """
+
+    def __init__(self, cache: FrameCache, tasks: Sequence[str]) -> None:
+        self.cache, self.tasks = cache, tuple(tasks)
+        self.of = {task: [episode for episode in cache.episodes if episode.task == task] for task in tasks}
+        if missing := [task for task, episodes in self.of.items() if not episodes]:
+            raise ValueError(f"dataset {cache.dataset_id} has no rollouts of {', '.join(missing)}")
+
+    def draw(self, groups: int, episodes: int, frames: int, rng: np.random.Generator) -> RolloutBatch:
+        """`groups` tasks, `episodes` of each, and of each of those `frames` after its first."""
+        chosen = rng.choice(self.tasks, groups, replace=groups > len(self.tasks)).tolist()
+        rows, starts = [], []
+        for task in chosen:
+            of = self.of[task]
+            for number in rng.choice(len(of), episodes, replace=episodes > len(of)):
+                rows.append(of[number].start + rng.integers(1, of[number].length, frames))
+                starts.append(np.full(frames, of[number].start))
+        views = np.repeat(rng.integers(self.cache.views, size=groups), episodes * frames)
+        shape = (groups, episodes * frames)
+        rows, starts = (np.concatenate(each) for each in (rows, starts))
+        keys, index = np.unique(
+            np.concatenate([rows, starts]) * self.cache.views + np.tile(views, 2), return_inverse=True
+        )
+        of_frames, of_starts = index.reshape(2, *shape)
+        sentences = tuple(self.of[task][0].instruction for task in chosen)
+        values = self.cache.rewards[rows].astype(np.float64).reshape(shape)
+        return RolloutBatch(
+            keys // self.cache.views, keys % self.cache.views, of_frames, of_starts, sentences, values
+        )
+
+
 def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:
     """How far some frames are in their demonstrations.
 
@@ -210,6 +269,27 @@ def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:
     length = np.array([episode.length for episode in episodes])[:, None]
     passed = (rows - start) / length
     return np.where((passed >= 0) & (passed < 1), passed, np.nan)
+
+
+def wrong_loss(scores: Tensor, rows: np.ndarray, own: Tensor, trajectory: np.ndarray) -> Tensor:
+    """Under another trajectory's sentence, a later frame of a demonstration may not score higher.
+
+    Args:
+        scores: [U, L], of U frames under L sentences.
+        rows: int64 [U], which grow with time within a trajectory.
+        own: int64 [U], the sentence of each frame's trajectory.
+        trajectory: int64 [U], equal where the trajectories are.
+
+    Returns:
+        Mean of max(0, later - earlier) over all pairs of a trajectory and all sentences not its own; 0 for none.
+    """
+    together = torch.from_numpy((trajectory[:, None] == trajectory) & (rows[:, None] > rows)).to(
+        scores.device
+    )
+    others = own[:, None] != torch.arange(scores.shape[1], device=scores.device)  # [U, L]
+    counted = together[..., None] & others[:, None]  # [later, earlier, L]
+    rise = (scores[:, None] - scores[None]).clamp(min=0)
+    return (rise * counted).sum() / counted.sum().clamp(min=1)
 
 
 def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:

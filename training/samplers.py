@@ -30,6 +30,8 @@ class Batch:
         text: int64 [N], index into the L sentences; equal where the sentences are.
         trajectory: int64 [N], equal where the trajectories are.
         seed: of what the objective draws, e.g. its negatives.
+        starts: int64 [N], index into the U images of the first frame of the sample's trajectory, in the one view
+            of its frames; None where nobody asked for it.
     """
 
     rows: np.ndarray
@@ -39,6 +41,7 @@ class Batch:
     text: torch.Tensor
     trajectory: torch.Tensor
     seed: int
+    starts: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -68,6 +71,7 @@ class PaperSampler:
         batch_size: samples in a batch.
         preset: whose rule draws the timesteps, `paper` or `official`.
         seed: of everything drawn.
+        starts: add the first frame of each sample's trajectory, and see all frames of a sample in one view.
     """
 
     def __init__(
@@ -80,11 +84,13 @@ class PaperSampler:
         batch_size: int = 32,
         preset: str = "paper",
         seed: int = 0,
+        starts: bool = False,
     ) -> None:
         _check(episodes, views)
         if samples < 1 or batch_size < 1:
             raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
         self.objective, self.episodes, self.views, self.seed = objective, tuple(episodes), views, seed
+        self.starts = starts
         share, more = divmod(samples, len(episodes))
         counts = [share + (number < more) for number in range(len(episodes))]
         generator = np.random.default_rng([seed, _TIMESTEPS])
@@ -107,15 +113,20 @@ class PaperSampler:
         chosen = self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
         trajectories, timesteps = self.trajectories[chosen], self.timesteps[chosen]
         generator = np.random.default_rng([self.seed, _VIEWS, epoch, index])
-        views = generator.integers(self.views, size=timesteps.shape)
-        starts = np.array([self.episodes[number].start for number in trajectories])
-        images, columns = np.unique((starts[:, None] + timesteps) * self.views + views, return_inverse=True)
+        starts = np.array([self.episodes[number].start for number in trajectories])[:, None]
+        if self.starts:
+            timesteps = np.hstack([timesteps, np.zeros_like(starts)])
+            views = generator.integers(self.views, size=starts.shape)
+        else:
+            views = generator.integers(self.views, size=timesteps.shape)
+        images, columns = np.unique((starts + timesteps) * self.views + views, return_inverse=True)
         return _batch(
             self.episodes,
             images // self.views,
             images % self.views,
             trajectories,
-            dict(zip(self.objective.frames, columns.reshape(timesteps.shape).T, strict=True)),
+            self.objective.frames,
+            columns.reshape(timesteps.shape).T,
             seed=int(generator.integers(2**62)),
         )
 
@@ -137,6 +148,7 @@ class GroupedSampler:
         frames: of each trajectory, at least as many as a sample has.
         preset: whose rule draws the timesteps, `paper` or `official`.
         seed: of everything drawn.
+        starts: add the first frame of each trajectory, and see all of its frames in one view.
     """
 
     def __init__(
@@ -150,6 +162,7 @@ class GroupedSampler:
         frames: int = 8,
         preset: str = "paper",
         seed: int = 0,
+        starts: bool = False,
     ) -> None:
         _check(episodes, views)
         if samples < 1 or trajectories < 1 or frames < len(objective.draw.names):
@@ -159,7 +172,7 @@ class GroupedSampler:
                 f"at least {names}, got {samples}, {trajectories} and {frames}"
             )
         self.objective, self.episodes, self.views = objective, tuple(episodes), views
-        self.preset, self.seed = preset, seed
+        self.preset, self.seed, self.starts = preset, seed, starts
         self.trajectories, self.frames = min(trajectories, len(episodes)), frames
         self.batches_per_epoch = max(1, samples // (self.trajectories * frames))
 
@@ -177,22 +190,26 @@ class GroupedSampler:
                 for e in episodes
             ]
         )
-        views = generator.integers(self.views, size=timesteps.shape)
+        views = generator.integers(self.views, size=(len(episodes), 1) if self.starts else timesteps.shape)
         formed = self.objective.group_samples(
             torch.from_numpy(timesteps),
             torch.tensor([episode.length for episode in episodes]),
             preset=self.preset,
         )
-        starts = np.array([episode.start for episode in episodes])
-        keys = ((starts[:, None] + timesteps) * self.views + views).reshape(-1)
-        flat = np.stack([formed[name].numpy() for name in self.objective.frames])  # [K, N]
-        images, columns = np.unique(keys[flat], return_inverse=True)
+        starts = np.array([episode.start for episode in episodes])[:, None]
+        trajectory = formed["trajectory"].numpy()
+        keys = ((starts + timesteps) * self.views + views).reshape(-1)
+        wanted = keys[np.stack([formed[name].numpy() for name in self.objective.frames])]  # [K, N]
+        if self.starts:
+            wanted = np.vstack([wanted, (starts * self.views + views)[trajectory, 0]])
+        images, columns = np.unique(wanted, return_inverse=True)
         return _batch(
             self.episodes,
             images // self.views,
             images % self.views,
-            chosen[formed["trajectory"].numpy()],
-            dict(zip(self.objective.frames, columns.reshape(flat.shape), strict=True)),
+            chosen[trajectory],
+            self.objective.frames,
+            columns.reshape(wanted.shape),
             seed=int(generator.integers(2**62)),
         )
 
@@ -209,17 +226,21 @@ def _batch(
     rows: np.ndarray,
     views: np.ndarray,
     trajectories: np.ndarray,
-    frames: dict[str, np.ndarray],
+    names: tuple[str, ...],
+    columns: np.ndarray,
     seed: int,
 ) -> Batch:
+    """`columns` int64 [K, N]: the images of each sample's K frames and, if it is one more, of its first."""
+    indices = torch.from_numpy(np.ascontiguousarray(columns))
     texts = list(dict.fromkeys(episodes[number].instruction for number in trajectories))
     text = torch.tensor([texts.index(episodes[number].instruction) for number in trajectories])
     return Batch(
         rows=rows,
         views=views,
         texts=tuple(texts),
-        frames={name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in frames.items()},
+        frames=dict(zip(names, indices, strict=False)),
         text=text,
         trajectory=torch.from_numpy(trajectories),
         seed=seed,
+        starts=indices[len(names)] if len(indices) > len(names) else None,
     )

@@ -41,7 +41,19 @@ from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.objectives import Objective, find_objective
-from training.order import Orders, Scenes, forwards, moved, order_loss, ranked_loss, shards_of, shifted
+from training.order import (
+    REWARD_GAP,
+    Orders,
+    Rollouts,
+    Scenes,
+    forwards,
+    moved,
+    order_loss,
+    ranked_loss,
+    shards_of,
+    shifted,
+    wrong_loss,
+)
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.datasets import open_dataset
@@ -51,11 +63,16 @@ from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
 from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel, auto_dtype
-from vlm_reward.similarity import cosine, multi_view
+from vlm_reward.similarity import cosine, multi_view, toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
 VALIDATION_BATCHES = 8
 CHUNK = 256  # images in one forward of the validation
+ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES = (
+    4,
+    4,
+    4,
+)  # in a batch: tasks, episodes of each, frames of each
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,11 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     if config.scenes:
         orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
     opposites = opposite_sentences(config, training) if contrast else {}
+    rollouts = None
+    if config.rollouts:
+        recorded = cached(open_dataset(config.rollouts), encoder.image_size, config.cache, cache.camera_spec)
+        check_tasks(recorded, config.split)
+        rollouts = Rollouts(recorded, scene_tasks(config))
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -156,6 +178,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     model = RewardModel(
         encoder,
         camera_spec=cache.camera_spec,
+        start_weight=config.start_weight,
         metadata=adapter_metadata(config, hyper, cache, training, held_back),
     )
     progress = load_state(state_file, weights, optimizer) if config.resume else Progress()
@@ -186,9 +209,12 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         device = images.device
         frames = {name: images[index.to(device)] for name, index in batch.frames.items()}  # each [N, D]
         text = batch.text.to(device)
-        loss = objective(
-            frames, texts[text], text, generator=torch.Generator().manual_seed(batch.seed), **hyper
-        )
+        goals = texts[text]
+        if batch.starts is not None:
+            goals = toward(goals, images[batch.starts.to(device)], config.start_weight)
+        loss = objective(frames, goals, text, generator=torch.Generator().manual_seed(batch.seed), **hyper)
+        if config.wrong_weight and not validating:
+            loss = loss + config.wrong_weight * wrong_of(batch, images, texts)
         if paired:
             of = dict(zip(said, texts, strict=True))
             contrasts = torch.stack([of[one.instruction] - of[opposites[one.task]] for one in paired])
@@ -196,6 +222,17 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             ordered = order_loss(contrasts @ images.T, values, values.new_zeros(len(paired)))
             loss = loss + config.contrast_weight * ordered
         return loss
+
+    def wrong_of(batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
+        texts = texts[: len(batch.texts)]
+        sample = np.zeros(len(batch.rows), np.int64)  # of each image, one whose trajectory it is of
+        for index in (*batch.frames.values(), *([] if batch.starts is None else [batch.starts])):
+            sample[index] = np.arange(len(batch))
+        goals = texts[None]
+        if batch.starts is not None:
+            goals = toward(goals, images[batch.starts[sample], None], config.start_weight)
+        own = batch.text[sample].to(images.device)
+        return wrong_loss(cosine(images[:, None], goals), batch.rows, own, batch.trajectory[sample].numpy())
 
     def order_of(seed: int) -> Tensor:
         assert orders
@@ -209,6 +246,20 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             of = dict(zip(said, texts_of(said), strict=True))
         texts = [of[sentence] - of[against] if against else of[sentence] for sentence, against in both]
         return ranked_loss(images, torch.stack(texts), ranked)
+
+    def rollout_loss(seed: int) -> Tensor:
+        assert rollouts
+        drawn = rollouts.draw(
+            ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES, np.random.default_rng([seed, 2])
+        )
+        frames = rollouts.cache.frames[drawn.rows, drawn.views]
+        with autocast():
+            images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
+            texts = texts_of(list(drawn.sentences))
+        goals = toward(texts[:, None], images[drawn.starts], config.start_weight)
+        values = torch.from_numpy(drawn.values).to(images.device)
+        scores = cosine(images[drawn.frames], goals)
+        return order_loss(scores, values, values.new_full((len(values),), REWARD_GAP))
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
@@ -233,15 +284,17 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                         )
                 images = torch.cat(parts)
                 texts = torch.stack([text[sentence] for sentence in tens[episode.instruction]])
-                scores = cosine(images, texts[0]).reshape(-1, cache.views)
+                images = images.reshape(-1, cache.views, images.shape[-1])  # [T, V, D]
+                scores = cosine(images, toward(texts[0], images[0], config.start_weight))
                 if not scores.isfinite().all():
                     raise FloatingPointError(
                         diverged(config, hyper, progress.step, math.nan, math.nan, state_file)
                     )
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
-                heard.append(top1_of_k(cosine(images[-cache.views :, None], texts).cpu().numpy()).mean())
+                goals = toward(texts, images[0, :, None], config.start_weight)  # [V, 10, D]
+                heard.append(top1_of_k(cosine(images[-1, :, None], goals).cpu().numpy()).mean())
                 if other := opposites.get(episode.task):
-                    scores -= cosine(images, text[other]).reshape(-1, cache.views)
+                    scores = cosine(images, texts[0]) - cosine(images, text[other])
                     told.append(voc(multi_view(scores).cpu().numpy()))
             losses = [loss_of(batch, validating=True).item() for batch in held_back_batches]
         row = {
@@ -317,6 +370,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             loss = loss_of(batch)
             if orders:
                 loss = loss + config.order_weight * order_of(batch.seed)
+            if rollouts:
+                loss = loss + config.rollout_weight * rollout_loss(batch.seed)
             loss.backward()
             norm = combine_gradients(weights.values(), accelerator)
             if not math.isfinite(value := loss.item()) or not math.isfinite(norm):
@@ -448,6 +503,7 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that `config` names, over these trajectories."""
     common: dict[str, Any] = {"samples": config.samples, "preset": config.preset, "seed": config.seed}
+    common["starts"] = config.start_weight > 0
     if config.sampler == "paper":
         return PaperSampler(objective, episodes, views, batch_size=config.batch_size, **common)
     size = {"trajectories": config.group_trajectories, "frames": config.group_frames}
