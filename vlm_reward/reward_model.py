@@ -35,6 +35,8 @@ _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 class RewardModel:
     """Scores frames by a sentence: the cosine of the two embeddings, for each view.
 
+    With a `start_weight`, the cosine with the direction from the episode's first frame to the sentence.
+
     A bare backbone is the zero-shot model. An adapter folder holds LoRA weights and names its backbone; it is
     merged into the weights when loaded, and can be saved again all the same.
 
@@ -49,8 +51,8 @@ class RewardModel:
             embeddings are normalised in float32). None picks by the device, see `auto_dtype`.
 
     Example:
-        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order")
-        >>> scores = model.score(frames, "open the drawer")  # uint8 [N, V, H, W, 3] -> float32 [N, V]
+        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start")
+        >>> scores = model.score(frames, "open the drawer", start=frames[0])  # uint8 [N, V, H, W, 3] -> [N, V]
     """
 
     def __init__(

@@ -415,7 +415,8 @@ class VLMRewardWrapper(gym.Wrapper):
 
     Args:
         env: any MuJoCo environment, any other with `render_mode="rgb_array"`, or any with `frames_fn`.
-        model: a `RewardModel`, or a `GoalBaseline` around one.
+        model: a `RewardModel`, or a `GoalBaseline` around one. If it scores against the first frame of an episode
+            (`start_weight`), that is the one after each reset.
         instruction: the sentence, or a function of the environment called after each reset; None takes the
             sentence of the environment's Meta-World task.
         cameras: names of MuJoCo cameras or a whole `CameraSpec`; None takes what the model was trained on.
@@ -437,7 +438,7 @@ class VLMRewardWrapper(gym.Wrapper):
         RuntimeError: no renderer works.
 
     Example:
-        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order")
+        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start")
         >>> env = VLMRewardWrapper(make_env("drawer-open-v3"), model, "open the green drawer")
         >>> observation, info = env.reset(seed=0)
         >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
@@ -667,7 +668,7 @@ class VLMVectorRewardWrapper(VectorWrapper):
 
 def make_reward_env(
     task: str,
-    model: "Scorer | str | Path" = "siglip2-tiny/triplet+order",
+    model: "Scorer | str | Path" = "siglip2-tiny/triplet+order+wrong+start",
     instruction: Instruction | None = None,
     *,
     device: str = "cpu",
