@@ -68,11 +68,8 @@ from vlm_reward.tasks import instruction, opposite, train_tasks
 
 VALIDATION_BATCHES = 8
 CHUNK = 256  # images in one forward of the validation
-ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES = (
-    4,
-    4,
-    4,
-)  # in a batch: tasks, episodes of each, frames of each
+# Of rollouts in a batch: tasks, episodes of each task, frames of each episode.
+ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES = 4, 4, 4
 
 
 @dataclass(frozen=True)
@@ -151,15 +148,15 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
-    contrast, orders = config.contrast_weight > 0, None
-    if config.scenes:
-        orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
-    opposites = opposite_sentences(config, training) if contrast else {}
     rollouts = None
     if config.rollouts:
         recorded = cached(open_dataset(config.rollouts), encoder.image_size, config.cache, cache.camera_spec)
         check_tasks(recorded, config.split)
         rollouts = Rollouts(recorded, scene_tasks(config))
+    contrast, orders = config.contrast_weight > 0, None
+    if config.scenes:
+        orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
+    opposites = opposite_sentences(config, training) if contrast else {}
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)

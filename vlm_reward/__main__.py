@@ -44,7 +44,7 @@ class Score:
     """
 
     video: tyro.conf.Positional[Path]
-    """A video (MP4 and what else FFmpeg reads), or a folder of images."""
+    """A video (MP4 and what else FFmpeg reads), or a folder of images, from where the attempt begins."""
     sentence: tyro.conf.Positional[str]
     """What the robot should do, e.g. "open the green drawer"."""
     views: tuple[Path, ...] = ()
