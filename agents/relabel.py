@@ -99,14 +99,11 @@ def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
     for env in range(envs := config.setting("envs")):  # transitions of parallel environments alternate
         mine = {name: values[env::envs] for name, values in stored.items()}
         values = (rewards if learned is None else learned)[env::envs]
-        start = 0
-        for i, done in enumerate(mine["dones"] > 0):
-            if i and mine["before"][i] != mine["after"][i - 1]:
-                start = i  # a new episode, also where the run was stopped within one
-            if done:
-                new.append(values[start : i + 1].sum(dtype=np.float64))
-                true.append(mine["env_rewards"][start : i + 1].sum(dtype=np.float64))
-                start = i + 1
+        begin = episode_starts(mine)
+        for end in np.flatnonzero(mine["dones"] > 0):
+            whole = slice(begin[end], end + 1)
+            new.append(values[whole].sum(dtype=np.float64))
+            true.append(mine["env_rewards"][whole].sum(dtype=np.float64))
     return np.array(new), np.array(true)
 
 
@@ -123,38 +120,32 @@ def first_frames(stored: dict[str, np.ndarray], envs: int, rows: int) -> np.ndar
         )
     starts = np.arange(rows)  # a frame that no transition has stands for itself
     for env in range(envs):
-        before, after, done = (stored[name][env::envs] for name in ("before", "after", "dones"))
-        begins = np.ones(len(before), bool)
-        begins[1:] = (done[:-1] > 0) | (before[1:] != after[:-1])
-        starts[after] = starts[before] = before[np.flatnonzero(begins)][begins.cumsum() - 1]
+        mine = {name: values[env::envs] for name, values in stored.items()}
+        before, after = mine["before"], mine["after"]
+        starts[after] = starts[before] = before[episode_starts(mine)]
     return starts
+
+
+def episode_starts(mine: dict[str, np.ndarray]) -> np.ndarray:
+    """Of each of one environment's T transitions, the first of its episode: int64 [T].
+
+    A new episode also begins where the run was stopped within one.
+    """
+    begins = np.ones(len(mine["dones"]), bool)
+    begins[1:] = (mine["dones"][:-1] > 0) | (mine["before"][1:] != mine["after"][:-1])
+    return np.flatnonzero(begins)[begins.cumsum() - 1]
 
 
 def score_all(scorer: Scorer, frames: np.ndarray, text: str, starts: np.ndarray | None = None) -> np.ndarray:
     """Scores of uint8 [N, V, S, S, 3], in large batches, float32 [N, V]; `starts` as of `first_frames`."""
-    began: dict[int, np.ndarray] = {}
-
-    def embedded(rows: np.ndarray) -> np.ndarray:
-        for row in np.setdiff1d(rows, list(began)):
-            began[int(row)] = scorer.embed(frames[row][None])[0]
-        return np.stack([began[int(row)] for row in rows])
-
-    chunks = tqdm(
-        range(0, len(frames), CHUNK),
-        "scoring",
-        unit=f"x{CHUNK} steps",
-        mininterval=BAR_SECONDS,
-    )
-    return np.concatenate(
-        [
-            scorer.score(
-                frames[i : i + CHUNK],
-                text,
-                start=None if starts is None else embedded(starts[i : i + CHUNK]),
-            )
-            for i in chunks
-        ]
-    )
+    scores = []
+    for i in tqdm(range(0, len(frames), CHUNK), "scoring", unit=f"x{CHUNK} steps", mininterval=BAR_SECONDS):
+        start = None
+        if starts is not None:
+            first, place = np.unique(starts[i : i + CHUNK], return_inverse=True)
+            start = scorer.embed(frames[first])[place]
+        scores.append(scorer.score(frames[i : i + CHUNK], text, start=start))
+    return np.concatenate(scores)
 
 
 def check_frames(scorer: Scorer, spec: CameraSpec, size: int) -> None:

@@ -114,11 +114,9 @@ class PaperSampler:
         trajectories, timesteps = self.trajectories[chosen], self.timesteps[chosen]
         generator = np.random.default_rng([self.seed, _VIEWS, epoch, index])
         starts = np.array([self.episodes[number].start for number in trajectories])[:, None]
+        views = generator.integers(self.views, size=starts.shape if self.starts else timesteps.shape)
         if self.starts:
             timesteps = np.hstack([timesteps, np.zeros_like(starts)])
-            views = generator.integers(self.views, size=starts.shape)
-        else:
-            views = generator.integers(self.views, size=timesteps.shape)
         images, columns = np.unique((starts + timesteps) * self.views + views, return_inverse=True)
         return _batch(
             self.episodes,

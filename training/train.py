@@ -282,13 +282,13 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                 images = torch.cat(parts)
                 texts = torch.stack([text[sentence] for sentence in tens[episode.instruction]])
                 images = images.reshape(-1, cache.views, images.shape[-1])  # [T, V, D]
-                scores = cosine(images, toward(texts[0], images[0], config.start_weight))
+                goals = toward(texts, images[0, :, None], config.start_weight)  # [V, 10, D]
+                scores = cosine(images, goals[:, 0])
                 if not scores.isfinite().all():
                     raise FloatingPointError(
                         diverged(config, hyper, progress.step, math.nan, math.nan, state_file)
                     )
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
-                goals = toward(texts, images[0, :, None], config.start_weight)  # [V, 10, D]
                 heard.append(top1_of_k(cosine(images[-1, :, None], goals).cpu().numpy()).mean())
                 if other := opposites.get(episode.task):
                     scores = cosine(images, texts[0]) - cosine(images, text[other])

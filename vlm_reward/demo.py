@@ -74,9 +74,8 @@ def demo(
     frames, rewards, scores = {}, {}, {}
     for name, kind in tqdm(BEHAVIOURS.items(), unit="rollout", mininterval=BAR_SECONDS, leave=False):
         frames[name], rewards[name] = roll_out(task, kind, seed, spec)
-        scores[name] = multi_view(
-            model.score(frames[name], sentence, start=frames[name][0])
-        )  # [T + 1, V + 1], the mean last
+        every_view = model.score(frames[name], sentence, start=frames[name][0])
+        scores[name] = multi_view(every_view)  # [T + 1, V + 1], the mean last
     low = min(score[:, -1].min() for score in scores.values())
     high = max(score[:, -1].max() for score in scores.values())
     for name, score in scores.items():

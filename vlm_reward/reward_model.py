@@ -339,7 +339,7 @@ class RewardModel:
                 "this model scores a frame against the first of its episode: give start=the first frame, uint8 "
                 "[V, H, W, 3], or do without by model.with_start_weight(0)"
             )
-        if start.ndim >= 4 and len(start):
+        if start.ndim >= 4:
             frames = start if start.ndim == 5 else start[None]
             self._check_frames(frames)
             embedded = self._embed_frames(frames, None)

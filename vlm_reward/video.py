@@ -229,11 +229,11 @@ def score(
         rows = csv.writer(file)
         rows.writerow(["frame", "time", "score", *names])
         moments = _moments(clips, every, strip, judge)
-        start = None
+        first = None
         for batch in iter(lambda: list(itertools.islice(moments, CHUNK)), []):
             frames = np.stack([views for _, _, views in batch])
-            start = judge.embed(frames[:1]) if start is None else start
-            scores = judge.score(frames, sentence, start=start)
+            first = frames[0] if first is None else first
+            scores = judge.score(frames, sentence, start=first)
             parts.append(scores)
             for (number, time, _), values in zip(batch, scores, strict=True):
                 seconds = "" if time is None else f"{time:.3f}"
