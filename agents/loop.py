@@ -1,14 +1,14 @@
 """Train against what an optimiser does: agents hack the reward, what they did is ordered by the simulator, again.
 
-    python -m training.scenes && python -m agents.loop           # one round; about an hour on two cores
-    python -m agents.loop --rounds 2 --tasks window-close-v3 faucet-open-v3
+    python -m agents.loop           # one round; about two hours on two cores; needs training.scenes and .collect
+    python -m agents.loop --rounds 2 --tasks window-open-v3 faucet-open-v3
 
 A round: PPO agents learn training tasks from the reward as it is (agents.train); what they do when they are done
-(agents.record) is rendered with the simulator's state (training.scenes --actions); an adapter is trained as
-`triplet+order` is, with these pictures beside the others (training.train --scenes). After the last round agents
-learn from the last adapter, too. Each step is a process of its own and its command is printed; what is finished
-is skipped, what was stopped goes on. At the end: success, and the rank correlation of learned and true return
-over all episodes of each training, round by round.
+(agents.record) is rendered with its true reward (training.collect agent-rollouts); an adapter is trained as
+`triplet+order+start` is, with these rollouts beside the others (training.train --rollouts). After the last round
+agents learn from the last adapter, too. Each step is a process of its own and its command is printed; what is
+finished is skipped, what was stopped goes on. At the end: success, and the rank correlation of learned and true
+return over all episodes of each training, round by round.
 """
 
 import json
@@ -23,25 +23,43 @@ import tyro
 
 from vlm_reward._jobs import changes, replacing
 from vlm_reward._parallel import run_jobs
+from vlm_reward.datasets import open_dataset
 from vlm_reward.tasks import HELD_OUT, check_task
+
+DATASET = "agent-rollouts-v0"
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """Agents, their rollouts, a better adapter, round by round."""
 
-    reward: str = "siglip2-tiny/triplet+order"
+    reward: str = "siglip2-tiny/triplet+order+start"
     """Adapter that the first agents learn from."""
-    tasks: tuple[str, ...] = ("window-close-v3", "faucet-open-v3", "door-close-v3")
+    tasks: tuple[str, ...] = (
+        "window-open-v3",
+        "faucet-open-v3",
+        "coffee-button-v3",
+        "handle-pull-v3",
+        "plate-slide-back-v3",
+        "coffee-pull-v3",
+    )
     """Training tasks that agents learn."""
     rounds: int = 1
     """Adapters to train."""
-    timesteps: int = 50_000
+    timesteps: int = 30_000
     """Environment steps of an agent."""
+    episodes: int = 12
+    """Episodes of each that an adapter learns from."""
     cameras: tuple[str, ...] = ("corner",)
     """Views that agents are rewarded by."""
     scenes: Path = Path("out/scenes")
     """The pictures of training.scenes."""
+    rollouts: str = "vlm-reward/train-rollouts-v0"
+    """Those of training.collect train-rollouts, by nobody's agent."""
+    start_weight: float = 0.5
+    """Of an adapter (training.train)."""
+    wrong_weight: float = 0.0
+    """Of an adapter (training.train)."""
     max_steps: int = 600
     """Steps of an adapter."""
     backbone: str = "siglip2-tiny"
@@ -51,14 +69,14 @@ class LoopConfig:
     workers: int = 2
     """Agents side by side."""
     output: Path = Path("runs/loop")
-    """Folder of all of it: 0, 1, ... with agents and actions, and all but the last with scenes and adapter."""
+    """Folder of all of it: 0, 1, ... with agents and actions, and all but the last with rollouts and adapter."""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
             if check_task(task) in HELD_OUT:
                 raise ValueError(f"{task} is held out from all training; give training tasks")
-        if self.rounds < 1 or self.workers < 1:
-            raise ValueError("rounds and workers must be at least 1")
+        if self.rounds < 1 or self.workers < 1 or self.episodes < 1:
+            raise ValueError("rounds, workers and episodes must be at least 1")
         if self.reward in ("dense", "sparse"):
             raise ValueError(
                 f"reward must be a checkpoint, whose faults the agents find; got {self.reward!r}"
@@ -111,6 +129,7 @@ def agent_steps(cfg: LoopConfig, number: int, task: str, reward: str) -> tuple[S
     learn += ["--score-every", "2", "--processes", "False", "--timesteps", str(cfg.timesteps)]
     learn += ["--seed", str(cfg.seed), "--output", str(run), "--results", str(home / "agents.json")]
     record = ["-m", "agents.record", str(run), "--out", str(home / "actions" / f"{task}.npz")]
+    record += ["--episodes", str(cfg.episodes)]
     return (
         Step(tuple(learn), home / "done" / f"agent-{task}", run / "last" / "state.json"),
         Step(tuple(record), home / "done" / f"actions-{task}"),
@@ -118,18 +137,22 @@ def agent_steps(cfg: LoopConfig, number: int, task: str, reward: str) -> tuple[S
 
 
 def adapter_steps(cfg: LoopConfig, number: int) -> tuple[Step, ...]:
-    """Render what the round's agents did, and train on the pictures of all rounds so far."""
+    """Render what the round's agents did, and train on the rollouts of all rounds so far."""
     home = cfg.output / str(number)
     adapter = home / "adapter"
-    folders = [cfg.scenes, *(cfg.output / str(earlier) / "scenes" for earlier in range(number + 1))]
+    folders = [cfg.output / str(earlier) / "rollouts" for earlier in range(number + 1)]
+    datasets = [cfg.rollouts, *(str(folder / DATASET) for folder in folders)]
     actions = [str(home / "actions" / f"{task}.npz") for task in cfg.tasks]
-    render = ["-m", "training.scenes", "--actions", *actions, "--output", str(folders[-1])]
+    render = ["-m", "training.collect", "agent-rollouts", "--actions", *actions, "--dataset", DATASET]
+    render += ["--data-root", str(folders[-1]), "--workers", str(cfg.workers), "--overwrite"]
     learn = ["-m", "training.train", "--objective", "triplet", "--sampler", "grouped"]
-    learn += ["--backbone", cfg.backbone, "--scenes", *map(str, folders), "--max-steps", str(cfg.max_steps)]
-    learn += ["--learning-rate", "3e-4", "--validate-every", "50", "--select", "voc+listening"]
+    learn += ["--backbone", cfg.backbone, "--scenes", str(cfg.scenes), "--rollouts", *datasets]
+    learn += ["--start-weight", str(cfg.start_weight), "--wrong-weight", str(cfg.wrong_weight)]
+    learn += ["--max-steps", str(cfg.max_steps), "--learning-rate", "3e-4", "--threads", "1"]
+    learn += ["--validate-every", "100", "--select", "voc+listening"]
     learn += ["--seed", str(cfg.seed), "--output", str(adapter)]
     return (
-        Step(tuple(render), home / "done" / "scenes"),
+        Step(tuple(render), home / "done" / "rollouts"),
         Step(tuple(learn), home / "done" / "adapter", adapter / "state.safetensors"),
     )
 
@@ -165,6 +188,10 @@ def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
     if not any(cfg.scenes.glob("*.npz")):
         raise FileNotFoundError(f"no scenes in {cfg.scenes}; make them with python -m training.scenes")
+    try:
+        open_dataset(cfg.rollouts)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or make it: python -m training.collect train-rollouts") from error
     check_settings(cfg)
     reward, rounds = cfg.reward, []
     for number in range(cfg.rounds + 1):  # the last round's agents try the last adapter

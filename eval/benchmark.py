@@ -14,6 +14,8 @@ view ("1", "2", ...) and for the mean of the views ("multi"), all in per cent:
     voc_right, voc_opposite
                    for training tasks that share a scene with their opposite, over trajectories that were not
                    trained on: voc under the right and under the opposite sentence
+    told_at_start  of these, how often the opposite sentence, which is so already in the first frame, has the
+                   higher cosine with that frame alone (chance 50): does the model see what state a scene is in?
     voc_contrast, consistency_contrast
                    where a training task undoes what is asked: the same of the score less that under its
                    sentence, which is how `goal-baseline` of strength 1 orders frames (vlm_reward.transforms).
@@ -353,7 +355,7 @@ def _score_model(
         starts = torch.from_numpy(embed(cache, chosen.starts, what))[:, :, None]
         sizes = np.bincount(chosen.groups, minlength=chosen.count).tolist()
         parts = [
-            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight))
+            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight, model.keep_reached))
             for own, start in zip(images.split(sizes), starts, strict=True)
         ]
         return torch.cat(parts).numpy()
@@ -384,8 +386,10 @@ def _score_model(
             right = next(cache.episodes[i].instruction for i in episodes if cache.episodes[i].task == task)
             other = opposite(task)
             sentences = (*ten_sentences(right, cfg.seed), *([instruction(other)] if other else []))
-            scores = scores_of(cache, chosen, model.embed_text(list(sentences)), task)
-            listening |= _measure_opposites(cfg, task, chosen, scores)
+            texts = model.embed_text(list(sentences))
+            begins = embed(cache, chosen.starts, task) @ texts.T
+            scores = scores_of(cache, chosen, texts, task)
+            listening |= _measure_opposites(cfg, task, chosen, scores, begins)
         estimates |= listening | _averages(listening, "average_training")
     return estimates, notes
 
@@ -452,10 +456,12 @@ def _measure(cfg: BenchmarkConfig, item: TaskData, expert: np.ndarray, rollouts:
 
 
 def _measure_opposites(
-    cfg: BenchmarkConfig, task: str, trajectories: Trajectories, scores: np.ndarray
+    cfg: BenchmarkConfig, task: str, trajectories: Trajectories, scores: np.ndarray, begins: np.ndarray
 ) -> Estimates:
-    """Listening on a training task from scores [N, V, 10 + opposites]; VOC where there is an opposite."""
-    scores = multi_view(scores)
+    """Listening on a training task from scores [N, V, 10 + opposites] and, where there is an opposite, from
+    `begins` [E, V, 10 + opposites], cosines with the first frames.
+    """
+    scores, begins = multi_view(scores), multi_view(begins)
     weights = bootstrap_weights(trajectories.count, seed=_seed(cfg, task, 6), n=cfg.n_bootstrap)
     last = scores[trajectories.last]
     found = {}
@@ -465,6 +471,8 @@ def _measure_opposites(
             right, opposite = trajectories.map(voc, scores[:, v, 0]), trajectories.map(voc, scores[:, v, 10:])
             found[task, view, "voc_right"] = mean_estimate(right, weights)
             found[task, view, "voc_opposite"] = mean_estimate(opposite.mean(axis=1), weights)
+            state = top1_of_k(begins[:, v, [10, 0]])
+            found[task, view, "told_at_start"] = mean_estimate(state, weights)
             told = trajectories.map(voc, scores[:, v, 0] - scores[:, v, 10])
             found[task, view, "voc_contrast"] = mean_estimate(told, weights)
     return found

@@ -24,9 +24,11 @@ from agents.replay import FrameStore, TracedReplayBuffer, load_transitions, open
 from agents.rewards import agent_reward, load_scorer, shaping
 from agents.train import main, train
 from tests.clock import ClockReader
-from training import scenes
+from tests.synthetic import write_dataset
+from training import collect, scenes
 from training.config import TrainConfig
 from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.datasets import open_dataset
 from vlm_reward.sb3 import VLMRewardVecEnv
 
 TINY = {"net_width": 8, "net_layers": 1, "batch_size": 8, "learning_starts": 20, "eval_episodes": 2}
@@ -376,7 +378,7 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     assert len(json.loads((tmp_path / "r.json").read_text())) == 2
 
 
-def test_what_an_agent_does_is_recorded_and_rendered_as_scenes(tmp_path):
+def test_what_an_agent_does_is_recorded_and_rendered(tmp_path):
     common: dict = {"task": "window-open-v3", "timesteps": 30, "horizon": 15, "eval_every": 30, **TINY}
     run = train(AgentConfig(**common, output=tmp_path / "run", results=tmp_path / "r.json")).folder
     files = {name: tmp_path / f"{name}.npz" for name in ("drawn", "drawn-again", "best")}
@@ -402,12 +404,24 @@ def test_what_an_agent_does_is_recorded_and_rendered_as_scenes(tmp_path):
         rendered = state[episode == number, scenes.STATE.index("reward")] * 10
         assert np.abs(rendered[:, None] - rewards["drawn"][number]).min(1).max() < 1e-5
 
+    config = collect.Config("agent-rollouts", actions=(files["drawn"], files["best"]), size=28, workers=1)
+    collect.collect(replace(config, dataset="agents-v0", data_root=tmp_path / "minari"))
+    data = open_dataset(tmp_path / "minari" / "agents-v0")
+    assert [e.seed for e in data.episodes] == [record.FIRST_SEED + i for i in (0, 1, 2)] * 2
+    assert {(e.task, e.kind, e.length) for e in data.episodes} == {("window-open-v3", "agent", 16)}
+    had = np.concatenate([rewards["best"], rewards["drawn"]])
+    for number, chunk in enumerate(data.chunks()):
+        assert chunk.frames.shape == (16, 3, 28, 28, 3)
+        np.testing.assert_allclose(chunk.rewards[1:], had[number], rtol=1e-5)
 
-def test_scenes_refuse_actions_of_a_held_out_task(tmp_path):
+
+def test_actions_of_a_held_out_task_are_refused(tmp_path):
     file = tmp_path / "actions.npz"
     np.savez(file, task="drawer-open-v3", seeds=np.arange(1), actions=np.zeros((1, 2, 4)))
     with pytest.raises(ValueError, match=r"training tasks alone, .*actions\.npz is of drawer-open-v3"):
         scenes.main(scenes.Config(tmp_path / "scenes", actions=(file,)))
+    with pytest.raises(ValueError, match=r"training tasks alone, .*actions\.npz is of drawer-open-v3"):
+        collect.collect(collect.Config("agent-rollouts", actions=(file,), data_root=tmp_path))
     file.write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"holds no actions of agents\.record"):
         scenes.main(scenes.Config(tmp_path / "scenes", actions=(file,)))
@@ -423,7 +437,7 @@ class Processes:
     def __call__(self, command):
         _, _, module, *words = command
         configs = {"agents.train": AgentConfig, "agents.record": record.RecordConfig}
-        configs |= {"training.scenes": scenes.Config, "training.train": TrainConfig}
+        configs |= {"training.collect": collect.Config, "training.train": TrainConfig}
         settings = tyro.cli(configs[module], args=words)
         if module == self.fails:
             return subprocess.CompletedProcess(command, 1)
@@ -432,7 +446,7 @@ class Processes:
             row["steps"] = settings.timesteps
             evaluate.write_row(settings.results, row | {"success": 0.5, "rank_correlation": 0.25})
         if module == "training.train":
-            self.scenes = settings.scenes
+            self.learned_from = (settings.scenes, settings.rollouts)
         self.done.append(module)
         return subprocess.CompletedProcess(command, 0)
 
@@ -443,23 +457,29 @@ def test_the_loop_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         loop, "run_jobs", lambda function, jobs, **_: [function(job) for job in jobs] and None
     )
-    cfg = loop.LoopConfig(tasks=("window-close-v3", "push-v3"), scenes=tmp_path, output=tmp_path / "loop")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    tasks, home = ("window-close-v3", "push-v3"), tmp_path / "loop"
+    cfg = loop.LoopConfig(tasks=tasks, scenes=tmp_path, rollouts="test/squares-v0", output=home)
     with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.scenes"):
         loop.main(cfg)
     (tmp_path / "000-push-v3.npz").touch()
+    with pytest.raises(FileNotFoundError, match=r"or make it: python -m training\.collect train-rollouts"):
+        loop.main(cfg)
+    write_dataset(tmp_path)
     processes.fails = "training.train"
     with pytest.raises(RuntimeError, match=r"failed: python -m training.train .*--scenes"):
         loop.main(cfg)
     before = len(processes.done)
-    assert processes.done == [*["agents.train", "agents.record"] * 2, "training.scenes"]
+    assert processes.done == [*["agents.train", "agents.record"] * 2, "training.collect"]
     processes.fails = ""
-    assert loop.main(cfg) == tmp_path / "loop" / "0" / "adapter"
+    assert loop.main(cfg) == home / "0" / "adapter"
     assert processes.done[before:] == ["training.train", *["agents.train", "agents.record"] * 2]
-    assert processes.scenes == (tmp_path, tmp_path / "loop" / "0" / "scenes")
+    theirs = home / "0" / "rollouts" / "agent-rollouts-v0"
+    assert processes.learned_from == ((tmp_path,), ("test/squares-v0", str(theirs)))
     assert loop.main(cfg)
     assert len(processes.done) == before + 5
     assert "window-close-v3               50%, 0.25               50%, 0.25" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"begun with other settings \(timesteps: 50000 then, 10 now\)"):
+    with pytest.raises(ValueError, match=r"begun with other settings \(timesteps: 30000 then, 10 now\)"):
         loop.main(replace(cfg, timesteps=10))
 
 

@@ -66,6 +66,7 @@ class FakeModel:
         self.camera_spec = SPEC
         self.deaf = deaf
         self.start_weight = start_weight
+        self.keep_reached = False
         self.made = name, metadata, deaf
         self.embedded = 0
 
@@ -251,6 +252,8 @@ def test_a_deaf_model_is_found_out(run):
         assert value(result, "good", "voc_contrast", task=task) == 100
         assert value(result, "good", "consistency_contrast", task=task) == 100
         assert value(result, "deaf", "consistency_contrast", task=task) == 50
+    assert value(result, "good", "told_at_start", task=window) == 0  # it sees what is asked, not what is so
+    assert value(result, "deaf", "told_at_start", task=window) == 50
     assert value(result, "good", "right_of_10", task="hammer-v3") == 100
     assert not [r for r in result["rows"] if (r["task"], r["metric"]) == ("hammer-v3", "voc_opposite")]
 

@@ -158,6 +158,12 @@ def test_bad_settings_fail_at_once(tmp_path):
         jobs_of(Config("demos", tasks=("drawer-shut-v3",)), Path())
     with pytest.raises(ValueError, match="episodes must be >= 1"):
         jobs_of(Config("demos", horizon=501), Path())
+    with pytest.raises(ValueError, match="agent-rollouts, and nothing else, is made of --actions"):
+        jobs_of(Config("agent-rollouts"), Path())
+    with pytest.raises(ValueError, match="agent-rollouts, and nothing else, is made of --actions"):
+        jobs_of(Config("demos", actions=(tmp_path / "actions.npz",)), Path())
+    with pytest.raises(ValueError, match="tasks, episodes and horizon of agent-rollouts are those"):
+        jobs_of(Config("agent-rollouts", actions=(tmp_path / "actions.npz",), episodes=2), Path())
     with pytest.raises(ValueError, match="no camera named corner9"):
         collect.collect(replace(QUICK, cameras=("corner9",), data_root=tmp_path))
 

@@ -164,6 +164,12 @@ def test_lora_sits_on_attention_and_mlp_of_both_towers_and_starts_without_effect
     assert sum(p.numel() for p in tiny_encoder.trainable_parameters()) == 16 * (8 * (32 + 32) + 6 * (32 + 64))
 
 
+def test_a_model_without_a_pooling_head_has_none_to_train(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(tiny_encoder, "_siglip", False)  # as CLIP's
+    with pytest.raises(ValueError, match="which has no pooling head to train"):
+        tiny_encoder.add_lora(head=True)
+
+
 def test_lora_targets_can_be_chosen(tiny_encoder):
     tiny_encoder.add_lora(r=1, targets=("attention",))
     assert sum(p.numel() for p in tiny_encoder.trainable_parameters()) == 8 * (32 + 32)
@@ -216,6 +222,41 @@ def test_adapter_is_read_by_plain_peft(tiny_backbone_dir, pixels, tmp_path):
     )
     features = model.get_image_features(pixel_values=pixels).pooler_output
     torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), encoder.encode_images(pixels))
+
+
+@peft_warns
+@pytest.mark.parametrize("anew", [True, False])
+def test_an_adapter_may_hold_the_pooling_attention(
+    anew, tiny_backbone_dir, tiny_adapter_dir, pixels, tmp_path
+):
+    encoder, before = (DualEncoder.from_pretrained(tiny_backbone_dir) for _ in range(2))
+    if anew:
+        encoder.add_lora(r=4, head=True)
+    else:
+        encoder.load_adapter(tiny_adapter_dir, trainable=True, head=True)
+        before.load_adapter(tiny_adapter_dir)
+    torch.testing.assert_close(encoder.encode_images(pixels), before.encode_images(pixels))
+    (weight,) = (p for n, p in encoder.named_parameters() if p.requires_grad and "in_proj_weight" in n)
+    optimizer = torch.optim.SGD(encoder.trainable_parameters(), lr=1.0)
+    encoder.encode_images(pixels)[:, 0].sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+    optimizer.step()
+    images = encoder.encode_images(pixels).detach()
+    assert (images - before.encode_images(pixels)).abs().max() > 0.01
+    encoder.save_adapter(tmp_path / "adapter")
+    merged, again = (DualEncoder.from_pretrained(tiny_backbone_dir) for _ in range(2))
+    merged.load_adapter(tmp_path / "adapter")
+    merged.merge_lora()
+    merged.save_adapter(tmp_path / "merged")
+    again.load_adapter(tmp_path / "merged", trainable=True, head=True)
+    for other in (merged, again):
+        torch.testing.assert_close(other.encode_images(pixels), images, atol=1e-5, rtol=0)
+    plain = peft.PeftModel.from_pretrained(
+        AutoModel.from_pretrained(tiny_backbone_dir), str(tmp_path / "adapter")
+    )
+    features = plain.get_image_features(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(torch.nn.functional.normalize(features, dim=-1), images)
 
 
 @peft_warns

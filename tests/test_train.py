@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
-from training.order import Orders, Rollouts, Scenes, ranked_loss, wrong_loss
+from training.order import Orders, Reached, Rollouts, Scenes, ranked_loss, reached_loss, wrong_loss
 from training.train import (
     check_tasks,
     hyper_parameters,
@@ -311,7 +311,7 @@ def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
 ) -> None:
     monkeypatch.setattr("training.train.train_tasks", lambda split="paper": TASKS)
     config = replace(config, samples=160, learning_rate=1e-2, start_weight=0.5)
-    done = train(replace(config, rollouts="test/mixed-v0", output=tmp_path / "with"))
+    done = train(replace(config, rollouts=("test/mixed-v0",), output=tmp_path / "with"))
     model = RewardModel.from_pretrained(done.folder)
     assert model.start_weight == 0.5
     assert model.metadata["objective"] == "triplet+order+start"
@@ -323,7 +323,7 @@ def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
         return float(np.mean([voc(judge.score(f, text, start=f[0]).mean(1)) for f, text in own]))
 
     assert order(model) > 0.9 > order(RewardModel.from_pretrained(config.backbone).with_start_weight(0.5))
-    drawn = Rollouts(cache, TASKS).draw(3, 4, 2, np.random.default_rng(0))
+    drawn = Rollouts([cache], TASKS).draw(3, 4, 2, np.random.default_rng(0))
     assert drawn.values.shape == drawn.frames.shape == drawn.starts.shape == (3, 8)
     first = {e.start for e in cache.episodes}
     assert set(drawn.rows[drawn.starts.ravel()].tolist()) <= first
@@ -332,9 +332,25 @@ def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
     np.testing.assert_array_equal(drawn.views[drawn.frames], drawn.views[drawn.starts])
     assert all(len(set(views)) == 1 for views in drawn.views[drawn.frames])  # a group is seen in one view
     with pytest.raises(ValueError, match=r"has no rollouts of push-v3"):
-        Rollouts(cache, (*TASKS, "push-v3"))
+        Rollouts([cache], (*TASKS, "push-v3"))
     with pytest.raises(ValueError, match=r"holds door-open-v3, which split 'paper' does not train"):
-        train(replace(config, rollouts="test/leak-v0"))
+        train(replace(config, rollouts=("test/mixed-v0", "test/leak-v0")))
+
+
+def test_rollouts_of_several_datasets_are_drawn_as_often_as_there_are_episodes(config: TrainConfig) -> None:
+    caches = [cached(name, 32, config.cache) for name in ("test/squares-v0", "test/mixed-v0")]
+    both = Rollouts(caches, TASKS)
+    drawn = both.draw(400, 1, 1, np.random.default_rng(0))
+    counts = [sum(e.task == task for cache in caches for e in cache.episodes) for task in TASKS]
+    said = np.array(drawn.sentences)
+    share = np.mean(said == both.of[TASKS[0]][0].instruction)
+    assert share == pytest.approx(counts[0] / sum(counts), abs=0.08)
+    first = len(caches[0].frames)
+    assert (drawn.rows < first).any()
+    assert (drawn.rows >= first).any()
+    every = np.concatenate([cache.frames for cache in caches])
+    np.testing.assert_array_equal(both.data.frames(drawn.rows, drawn.views), every[drawn.rows, drawn.views])
+    np.testing.assert_array_equal(both.data.rewards, np.concatenate([cache.rewards for cache in caches]))
 
 
 def test_wrong_loss_by_hand_is_the_mean_rise_under_the_sentences_of_others() -> None:
@@ -380,6 +396,63 @@ def test_a_demonstration_is_told_from_its_opposite(
     # The opposite of a task that is left out is not asked for, nor is that of a held-out one.
     with pytest.raises(ValueError, match="no task with an opposite"):
         train(replace(config, contrast_weight=1.0, leave_out=(other,), overwrite=True))
+
+
+def test_training_goes_on_from_an_adapter(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(replace(config, learning_rate=1e-2, lora_rank=4, lora_alpha=4, output=tmp_path / "first"))
+    still = replace(
+        config, adapter=str(first.folder), learning_rate=1e-12, final_learning_rate=0.0, max_steps=1
+    )
+    scores = [
+        RewardModel.from_pretrained(name).score(np.full((1, 2, 32, 32, 3), 200, np.uint8), TEXTS[0])
+        for name in (train(still).folder, first.folder, config.backbone)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+    assert np.abs(scores[0] - scores[2]).max() > 1e-3
+    with pytest.raises(FileNotFoundError, match="no/where"):
+        train(replace(still, adapter="no/where/here", overwrite=True))
+
+
+def test_where_a_demonstration_begins_its_opposite_is_so(config: TrainConfig) -> None:
+    cache, more = (cached(name, 32, config.cache) for name in ("test/squares-v0", "test/mixed-v0"))
+    drawn = Reached(cache, cache.episodes, [more], {TASKS[0]: "undo"}).draw(
+        200, 200, np.random.default_rng(0)
+    )
+    frames, asked, so = drawn
+    assert frames.shape == (400, 32, 32, 3)
+    assert set(asked) == {*TEXTS, "undo"}
+    first, second, undo = (so[asked.index(sentence)] for sentence in (*TEXTS, "undo"))
+    assert set(first[:200][~np.isnan(first[:200])]) == {0}  # begins, ends
+    assert set(first[200:][~np.isnan(first[200:])]) == {1}
+    np.testing.assert_array_equal(undo, 1 - first)
+    np.testing.assert_array_equal(np.isnan(second), ~np.isnan(first))
+    logits, labels = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([[1.0, np.nan], [0.0, 1.0]])
+    by_hand = (np.log(2) + 2 * np.log(1 + np.e)) / 3
+    assert reached_loss(logits, labels).item() == pytest.approx(by_hand)
+
+
+def test_what_is_so_already_is_kept(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, other = TASKS
+    monkeypatch.setattr("training.train.opposite", {task: other, other: task}.get)
+    config = replace(config, samples=640, learning_rate=1e-2, validation_fraction=0.5, start_weight=0.5)
+    plain = train(replace(config, output=tmp_path / "plain"))
+    told = train(replace(config, reached_weight=30.0, starts=("test/mixed-v0",)))
+    assert "val_opposite" not in plain.best
+    assert told.history[0]["val_opposite"] > -0.5 > told.best["val_opposite"]
+    assert told.best["val_voc"] > 0.5
+    model = RewardModel.from_pretrained(told.folder)
+    assert model.keep_reached
+    assert model.metadata["objective"] == "triplet+start+reached"
+    cache = cached(config.dataset, 32, config.cache)
+    wrong = dict(zip(TEXTS, TEXTS[::-1], strict=True))
+    own = [(cache.frames[e.rows], wrong[e.instruction]) for e in cache.episodes]
+    assert np.mean([voc(model.score(f, text, start=f[0]).mean(1)) for f, text in own]) < -0.3
+    with pytest.raises(ValueError, match="give a start_weight, too"):
+        replace(config, start_weight=0.0, reached_weight=1.0)
+    with pytest.raises(ValueError, match="starts are learned from by the loss of reached_weight"):
+        replace(config, starts=("test/mixed-v0",))
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

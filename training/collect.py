@@ -5,6 +5,7 @@
     python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
     python -m training.collect eval-opposites  # experts of the training tasks that have an opposite (listening)
     python -m training.collect train-rollouts  # random and sub-optimal rollouts of the training tasks
+    python -m training.collect agent-rollouts --actions out/actions/*.npz   # what agents did (agents.record)
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
@@ -31,6 +32,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from training.scenes import read_actions, replay
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import DEFAULT_CAMERAS, DEFAULT_SIZE, CameraRig, CameraSpec
 from vlm_reward.envs import KINDS, Kind, MetaWorldTask, behaviour, make_env
@@ -44,17 +46,21 @@ class Config:
     """Record a Minari dataset of Meta-World rollouts."""
 
     preset: Annotated[
-        Literal["demos", "eval-expert", "eval-rollouts", "eval-opposites", "train-rollouts"],
+        Literal[
+            "demos", "eval-expert", "eval-rollouts", "eval-opposites", "train-rollouts", "agent-rollouts"
+        ],
         tyro.conf.Positional,
     ]
     """demos, train-rollouts: training tasks; eval-expert, eval-rollouts: held-out ones; eval-opposites: those with
-    opposites."""
+    opposites; agent-rollouts: those of `--actions`."""
     dataset: str | None = None
     """Minari id; default vlm-reward/PRESET-v0, for demos vlm-reward/demos-SPLIT-v0."""
     split: Literal["paper", "strict"] = "paper"
     """Which tasks train."""
     tasks: tuple[str, ...] | None = None
     """Other tasks than the preset's."""
+    actions: tuple[Path, ...] = ()
+    """Of agent-rollouts: files of agents.record, of training tasks; their episodes are done again."""
     episodes: int | None = None
     """Episodes per task and kind; default 3 (demos, train-rollouts), 50, 12 and 2 (eval-*)."""
     horizon: int | None = None
@@ -82,16 +88,29 @@ class Job:
     """One episode to record; its draws are a function of these fields alone."""
 
     task: str
-    kind: Kind
+    kind: Kind | Literal["agent"]
     index: int
     seed: int
     horizon: int
     spec: CameraSpec
     path: Path
+    actions: Path | None = None
 
 
 def jobs_of(config: Config, parts: Path) -> list[Job]:
     """The episodes of a dataset in their final order."""
+    spec = CameraSpec(config.cameras, config.size, config.size, config.profile)
+    if (config.preset == "agent-rollouts") != bool(config.actions):
+        raise ValueError("agent-rollouts, and nothing else, is made of --actions, files of agents.record")
+    if config.actions:
+        if config.tasks or config.episodes or config.horizon:
+            raise ValueError("tasks, episodes and horizon of agent-rollouts are those of their --actions")
+        return [
+            Job(task, "agent", i, 0, acted.shape[1], spec, parts / f"{number:03d}-{task}-agent-{i:03d}", file)
+            for number, file in enumerate(sorted(config.actions))
+            for task, seeds, acted in [read_actions(file)]
+            for i in range(len(seeds))
+        ]
     opposites = tuple(dict.fromkeys(task for pair in OPPOSITES for task in pair))
     training, rollouts = train_tasks(config.split), config.preset.endswith("rollouts")
     usual = {"demos": training, "train-rollouts": training, "eval-opposites": opposites}.get(
@@ -107,7 +126,6 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
     horizon = config.horizon or long.get(config.preset, 500)
     if episodes < 1 or not 1 <= horizon <= 500:
         raise ValueError(f"episodes must be >= 1 and horizon in [1, 500], got {episodes} and {horizon}")
-    spec = CameraSpec(config.cameras, config.size, config.size, config.profile)
     seed = config.seed + {"eval-opposites": 1, "train-rollouts": 2}.get(config.preset, 0)  # other episodes
     return [
         Job(task, kind, i, seed, horizon, spec, parts / f"{task}-{kind}-{i:03d}")
@@ -162,18 +180,20 @@ class _Worker:
     """What a process keeps between episodes: the environment and renderer of the last task."""
 
     def __init__(self) -> None:
-        self.key: tuple[str, int, CameraSpec] | None = None
+        self.key: tuple[str, int, CameraSpec, bool] | None = None
         self.env: gym.Env | None = None
         self.rig: CameraRig | None = None
 
     def of(self, job: Job) -> tuple[gym.Env, CameraRig]:
-        if self.env is None or self.rig is None or self.key != (job.task, job.horizon, job.spec):
+        key = (job.task, job.horizon, job.spec, job.actions is None)
+        if self.env is None or self.rig is None or self.key != key:
             if self.rig is not None and self.env is not None:
                 self.rig.close()
                 self.env.close()
-            self.env = make_env(job.task, max_episode_steps=job.horizon, random_hand_start=True)
-            self.rig = CameraRig(self.env, job.spec)
-            self.key = (job.task, job.horizon, job.spec)
+            self.env = make_env(
+                job.task, max_episode_steps=job.horizon, random_hand_start=job.actions is None
+            )
+            self.rig, self.key = CameraRig(self.env, job.spec), key
         return self.env, self.rig
 
 
@@ -185,16 +205,12 @@ def record(job: Job) -> None:
     if job.path.exists():  # by a worker that died before it could say so
         return
     env, rig = _WORKER.of(job)
-    entropy = (job.seed, *job.task.encode(), KINDS.index(job.kind), job.index)
-    generator = np.random.default_rng(entropy)
-    for _ in range(MAX_ATTEMPTS):
-        seed = int(generator.integers(2**31))
-        act = behaviour(job.task, job.kind, generator)
-        episode, success = run_episode(env, rig, act, seed, cut=job.kind == "expert")
-        if success or job.kind != "expert":
-            break
+    if job.actions:
+        _, seeds, acted = read_actions(job.actions)
+        again = replay(acted[job.index])
+        episode, success = run_episode(env, rig, again, int(seeds[job.index]), cut=False)
     else:
-        raise RuntimeError(f"the expert of {job.task} failed {MAX_ATTEMPTS} times in a row")
+        episode, success = _act(env, rig, job)
     partial = job.path.with_name(job.path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -209,6 +225,20 @@ def record(job: Job) -> None:
         }
     ])  # fmt: skip
     os.replace(partial, job.path)
+
+
+def _act(env: gym.Env, rig: CameraRig, job: Job) -> tuple[EpisodeBuffer, bool]:
+    """An episode of a behaviour, drawn anew where an expert failed."""
+    assert job.kind != "agent"
+    entropy = (job.seed, *job.task.encode(), KINDS.index(job.kind), job.index)
+    generator = np.random.default_rng(entropy)
+    for _ in range(MAX_ATTEMPTS):
+        seed = int(generator.integers(2**31))
+        act = behaviour(job.task, job.kind, generator)
+        episode, success = run_episode(env, rig, act, seed, cut=job.kind == "expert")
+        if success or job.kind != "expert":
+            return episode, success
+    raise RuntimeError(f"the expert of {job.task} failed {MAX_ATTEMPTS} times in a row")
 
 
 def spaces(spec: CameraSpec) -> tuple[gym.spaces.Dict, gym.spaces.Box]:
@@ -278,7 +308,7 @@ def _assemble(dataset_id: str, target: Path, jobs: list[Job], config: Config) ->
             steps += int(file[f"episode_{i}"].attrs["total_steps"])  # pyright: ignore[reportArgumentType]
     storage.update_metadata({
         "dataset_id": dataset_id, "total_episodes": len(jobs), "total_steps": steps,
-        "algorithm_name": "Meta-World scripted policies", "author": {"vlm-reward"},
+        "algorithm_name": "agents" if config.actions else "Meta-World scripted policies", "author": {"vlm-reward"},
         "minari_version": f"{minari.__version__}", "dataset_size": storage.get_size(),
         "description": f"Meta-World v3 rollouts ({config.preset}) seen by {len(spec.cameras)} cameras.",
         "camera_spec": json.dumps(spec.to_dict()), "split": config.split, "tasks": json.dumps(tasks),

@@ -19,6 +19,9 @@ class TrainConfig:
     """Keywords of the objective that replace the preset's, e.g. `--hyper margin 0.2 temperature 0.1`."""
     backbone: str = "siglip2-tiny"
     """Dual encoder: a name under checkpoints/, a folder or a Hub id (google/siglip2-base-patch16-224)."""
+    adapter: str | None = None
+    """An adapter of the backbone to go on from: a name under checkpoints/, a folder or a Hub id. Its rank, scale
+    and layers are kept; its `start_weight` is not, give it. None starts from the backbone alone."""
     dataset: str = "vlm-reward/demos-paper-v0"
     """Demonstrations: a Minari id (python -m training.collect writes one), the folder of a Minari dataset with
     image observations, or a LeRobotDataset v3.0 folder."""
@@ -48,15 +51,24 @@ class TrainConfig:
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
 
+    reached_weight: float = 0.0
+    """Of a loss by which a first frame tells whether what a sentence asks is so already
+    (vlm_reward.similarity.reached), and by which demonstrations fall under the opposite task's sentence, for the
+    pairs in vlm_reward.tasks.OPPOSITES. The adapter then scores to keep what is reached. With `start_weight`; 0,
+    as in the paper, for none."""
+    starts: tuple[str, ...] = ()
+    """With `reached_weight`: Minari ids or folders of episodes of training tasks whose first frames are learned
+    from beside those of the demonstrations (training.collect train-rollouts --horizon 1)."""
     wrong_weight: float = 0.0
     """Of a loss by which the score under the sentences of a batch's other trajectories may not rise along a
     demonstration; 0, as in the paper, for none."""
     start_weight: float = 0.0
     """How much a score counts that a frame is unlike the first of its episode: the cosine with the direction from
     the first frame, times this, to the sentence (vlm_reward.similarity.toward); 0, as in the paper, for not."""
-    rollouts: str | None = None
-    """Minari id of random and sub-optimal rollouts of training tasks (training.collect train-rollouts), ordered by
-    their true reward beside the objective; none, as in the paper, when not given."""
+    rollouts: tuple[str, ...] = ()
+    """Minari ids or folders of rollouts of training tasks, random, sub-optimal and by agents (training.collect
+    train-rollouts, agent-rollouts), ordered by their true reward beside the objective; none, as in the paper, when
+    not given."""
     rollout_weight: float = 100.0
     """Of the loss that orders them."""
 
@@ -83,7 +95,8 @@ class TrainConfig:
     select: Literal["voc", "voc+listening"] = "voc"
     """What the kept adapter is best in: validation VOC, as in the paper; or the mean of it and of how often the
     right sentence of ten scores highest at the end of a held-back trajectory (with `contrast_weight`, and of
-    the VOC of contrasts). Finetuning raises the first and lowers the second."""
+    the VOC of contrasts; with `reached_weight`, less the VOC under the opposite). Finetuning raises the first and
+    lowers the second."""
     save_every: int = 500
     """Save the training state every so many steps beside each validation."""
 
@@ -99,6 +112,9 @@ class TrainConfig:
     """Scale of LoRA."""
     lora_targets: tuple[str, ...] = ("attention", "mlp")
     """Which layers LoRA adapts."""
+    head: bool = False
+    """Train SigLIP's pooling attention, too, which LoRA leaves alone (not in the paper): it decides what of an
+    image the embedding tells."""
     augment: bool = False
     """Small shifts and brightness changes of the training frames (not in the paper)."""
 
@@ -138,9 +154,14 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight"):
+        weights = ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight")
+        for name in (*weights, "reached_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.reached_weight and not self.start_weight:
+            raise ValueError("reached_weight is for scores against the first frame: give a start_weight, too")
+        if self.starts and not self.reached_weight:
+            raise ValueError("starts are learned from by the loss of reached_weight: give it, too")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -164,7 +185,7 @@ class TrainConfig:
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
         beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
-        beside |= {"wrong": self.wrong_weight, "start": self.start_weight}
+        beside |= {"wrong": self.wrong_weight, "start": self.start_weight, "reached": self.reached_weight}
         return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
     def protocol(self) -> dict[str, Any]:
@@ -173,7 +194,12 @@ class TrainConfig:
         fields = {key: value for key, value in asdict(self).items() if key not in apart}
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
         fields["scenes"] = [str(folder) for folder in self.scenes] or None
-        for later in ("contrast_weight", "wrong_weight", "start_weight"):  # as in runs before there was one
-            fields[later] = getattr(self, later) or None
+        fields["rollouts"] = self.rollouts or None
+        fields["starts"] = self.starts or None
+        for new in ("adapter", "head"):  # as in runs before there was one
+            if not fields[new]:
+                del fields[new]
+        for later in ("contrast_weight", "wrong_weight", "start_weight", "reached_weight"):
+            fields[later] = getattr(self, later) or None  # as in runs before there was one
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

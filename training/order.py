@@ -5,8 +5,8 @@ follow: the third stage of `training.pretrain`, and `training.train --scenes`.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +204,7 @@ class RolloutBatch:
     """R groups of G frames, each group of one task in one view, and the first frames of their episodes.
 
     Args:
-        rows: int64 [U], rows of the frame cache; views: int64 [U], which camera.
+        rows: int64 [U], as `Rollouts.frames` takes them; views: int64 [U], which camera.
         frames: int64 [R, G], index into the U images; starts: the same, of each frame's episode.
         sentences: R of them.
         values: float64 [R, G], the true reward of each frame.
@@ -218,41 +218,122 @@ class RolloutBatch:
     values: np.ndarray
 
 
+class Joined:
+    """Frame caches of the same views one after the other: rows count through them."""
+
+    def __init__(self, caches: Sequence[FrameCache]) -> None:
+        self.caches, self.views = tuple(caches), caches[0].views
+        self.firsts = np.cumsum([0, *(len(cache.frames) for cache in caches)])
+        self.rewards = np.concatenate([cache.rewards for cache in caches])
+        self.episodes = [
+            replace(episode, start=episode.start + int(first))
+            for cache, first in zip(caches, self.firsts, strict=False)
+            for episode in cache.episodes
+        ]
+
+    def frames(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """uint8 [U, S, S, 3] of rows and views int64 [U]."""
+        place = np.searchsorted(self.firsts, rows, side="right") - 1
+        size = self.caches[0].size
+        frames = np.empty((len(rows), size, size, 3), np.uint8)
+        for number, cache in enumerate(self.caches):
+            here = place == number
+            frames[here] = cache.frames[rows[here] - self.firsts[number], views[here]]
+        return frames
+
+
 class Rollouts:
     """Episodes of training tasks, whatever came of them, whose frames the simulator's reward orders.
 
     Args:
-        cache: of random and sub-optimal rollouts, at least two frames each.
-        tasks: those to draw from; each must be in the cache.
+        caches: of random and sub-optimal rollouts and of those of agents, at least two frames each, of the same
+            views.
+        tasks: those to draw from, as often as they have episodes; the caches must have one of each.
     """
 
-    def __init__(self, cache: FrameCache, tasks: Sequence[str]) -> None:
-        self.cache, self.tasks = cache, tuple(tasks)
-        self.of = {task: [episode for episode in cache.episodes if episode.task == task] for task in tasks}
+    def __init__(self, caches: Sequence[FrameCache], tasks: Sequence[str]) -> None:
+        self.data = Joined(caches)
+        self.of = {task: [one for one in self.data.episodes if one.task == task] for task in tasks}
         if missing := [task for task, episodes in self.of.items() if not episodes]:
-            raise ValueError(f"dataset {cache.dataset_id} has no rollouts of {', '.join(missing)}")
+            names = ", ".join(cache.dataset_id for cache in caches)
+            raise ValueError(f"dataset {names} has no rollouts of {', '.join(missing)}")
+        counts = np.array([len(episodes) for episodes in self.of.values()])
+        self.often = counts / counts.sum()
 
     def draw(self, groups: int, episodes: int, frames: int, rng: np.random.Generator) -> RolloutBatch:
         """`groups` tasks, `episodes` of each, and of each of those `frames` after its first."""
-        chosen = rng.choice(self.tasks, groups, replace=groups > len(self.tasks)).tolist()
+        chosen = rng.choice(list(self.of), groups, replace=groups > len(self.of), p=self.often).tolist()
         rows, starts = [], []
         for task in chosen:
             of = self.of[task]
             for number in rng.choice(len(of), episodes, replace=episodes > len(of)):
                 rows.append(of[number].start + rng.integers(1, of[number].length, frames))
                 starts.append(np.full(frames, of[number].start))
-        views = np.repeat(rng.integers(self.cache.views, size=groups), episodes * frames)
+        all_views = self.data.views
+        views = np.repeat(rng.integers(all_views, size=groups), episodes * frames)
         shape = (groups, episodes * frames)
         rows, starts = (np.concatenate(each) for each in (rows, starts))
         keys, index = np.unique(
-            np.concatenate([rows, starts]) * self.cache.views + np.tile(views, 2), return_inverse=True
+            np.concatenate([rows, starts]) * all_views + np.tile(views, 2), return_inverse=True
         )
         of_frames, of_starts = index.reshape(2, *shape)
         sentences = tuple(self.of[task][0].instruction for task in chosen)
-        values = self.cache.rewards[rows].astype(np.float64).reshape(shape)
-        return RolloutBatch(
-            keys // self.cache.views, keys % self.cache.views, of_frames, of_starts, sentences, values
-        )
+        values = self.data.rewards[rows].astype(np.float64).reshape(shape)
+        return RolloutBatch(keys // all_views, keys % all_views, of_frames, of_starts, sentences, values)
+
+
+class Reached:
+    """Frames in which what a sentence asks is so, and frames in which it is not.
+
+    Where a demonstration begins, what its task asks is not so, but what the opposite asks is; where it ends, the
+    other way round.
+
+    Args:
+        demonstrations: whose episodes are `training`.
+        training: demonstrations that end in success, at least two frames each.
+        starts: other episodes of training tasks, of which the first frames are taken.
+        opposites: task -> sentence of its opposite, for those that have one.
+    """
+
+    def __init__(
+        self,
+        demonstrations: FrameCache,
+        training: Sequence[EpisodeInfo],
+        starts: Sequence[FrameCache],
+        opposites: Mapping[str, str],
+    ) -> None:
+        self.data, self.opposites = Joined([demonstrations, *starts]), opposites
+        others = self.data.episodes[len(demonstrations.episodes) :]
+        self.begins = [(one.start, one) for one in (*training, *others)]
+        self.ends = [(one.start + one.length - 1, one) for one in training]
+
+    def draw(
+        self, begins: int, ends: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """So many frames that begin an episode, then so many that end one, each in one view, and what is asked.
+
+        Returns:
+            uint8 [U, S, S, 3]; R sentences; float32 [R, U]: 1 where the sentence is so in the frame, 0 where it is
+            not, NaN where nobody asks.
+        """
+        drawn = [(*self.begins[i], 0.0) for i in rng.integers(len(self.begins), size=begins)]
+        drawn += [(*self.ends[i], 1.0) for i in rng.integers(len(self.ends), size=ends)]
+        asked: dict[str, np.ndarray] = {}
+        for number, (_, episode, so) in enumerate(drawn):
+            told = [(episode.instruction, so)]
+            if other := self.opposites.get(episode.task):
+                told.append((other, 1 - so))
+            for sentence, value in told:
+                asked.setdefault(sentence, np.full(len(drawn), np.nan, np.float32))[number] = value
+        rows = np.array([row for row, _, _ in drawn])
+        frames = self.data.frames(rows, rng.integers(self.data.views, size=len(rows)))
+        return shifted(frames, rng), list(asked), np.stack(list(asked.values()))
+
+
+def reached_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of what is so [R, U], NaN where unknown, by `vlm_reward.similarity.reached_logits` [R, U]."""
+    known = ~labels.isnan()
+    return F.binary_cross_entropy_with_logits(logits[known], labels[known])
 
 
 def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:

@@ -190,7 +190,7 @@ class _Actor:
         return self.policy(observation) + self.bias + self.noise * self.rng.normal(0, 1, 4)
 
 
-def _replay(actions: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
+def replay(actions: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
     """Does again what was done: actions [T, 4]."""
     return lambda step, _: actions[step]
 
@@ -275,7 +275,7 @@ def make_shard(
                 _disturb(env, task, rng)
                 act: Callable[[int, np.ndarray], np.ndarray] = _Actor(task, rng, names)
             else:
-                act = _replay(acted[episode])
+                act = replay(acted[episode])
             recorded = set(rng.choice(steps, min(RECORDED_STEPS, steps), replace=False).tolist())
             for step in range(steps):
                 observation, reward, _, _, info = env.step(act(step, observation))

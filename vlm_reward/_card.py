@@ -102,6 +102,10 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             "",
             "A frame is scored against the first of its episode (`start`), which wrappers do themselves.",
         ]
+    if facts.get("keep_reached"):
+        body[-1] += (
+            " Where what is asked is seen to be so in that first frame, the score is for keeping it so."
+        )
     if results:
         body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
         body[-1] += "those of held-back trajectories by `python -m training.train`:"
@@ -139,9 +143,13 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     told = [
         f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
         f"trajectories held back for validation{nothing}.",
+        f"It went on from `{adapter}`." if (adapter := protocol.get("adapter")) else "",
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
-        f"Rollouts of training tasks, random and sub-optimal, ordered by their true reward: `{rollouts}`."
-        if (rollouts := protocol.get("rollouts"))
+        f"Rollouts of training tasks ordered by their true reward: {rollouts}."
+        if (rollouts := _code(protocol.get("rollouts")))
+        else "",
+        f"First frames of training tasks, for what is so already: {starts}."
+        if (starts := _code(protocol.get("starts")))
         else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
@@ -166,6 +174,11 @@ def _inside(facts: Mapping[str, Any], key: str, name: str) -> Any:
 
 
 _ELSEWHERE = ("format_version", "camera_spec", "evaluation", "validation", "protocol")
+
+
+def _code(names: str | Sequence[str] | None) -> str:
+    """A name, or several, as code; adapters of an earlier version have a single one."""
+    return ", ".join(f"`{name}`" for name in ([names] if isinstance(names, str) else names or ()))
 
 
 def _cell(value: Any) -> str:

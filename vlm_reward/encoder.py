@@ -48,8 +48,10 @@ LORA_TARGETS = {
 """Linear layers of both towers, by the names that SigLIP, SigLIP2 and CLIP share.
 
 `mlp` includes the MLP of SigLIP's pooling head. The attention of that head is left alone: torch keeps its
-projections in one parameter (`nn.MultiheadAttention.in_proj_weight`), which is no linear layer.
+projections in one parameter (`nn.MultiheadAttention.in_proj_weight`), which is no linear layer. `HEAD` is for it.
 """
+HEAD = "head.attention"
+"""SigLIP's pooling attention, which decides what of an image its embedding tells; an adapter may hold it whole."""
 
 # Printing any SigLIP config makes transformers 5.23 warn about the token ids of its own default config.
 logging.getLogger("transformers.configuration_utils").addFilter(
@@ -323,6 +325,7 @@ class DualEncoder(nn.Module):
         dropout: float = 0.0,
         targets: Sequence[str] = ("attention", "mlp"),
         seed: int = 0,
+        head: bool = False,
     ) -> None:
         r"""Freeze the backbone and train $\frac{\alpha}{r} B A$ beside the linear layers of both towers.
 
@@ -334,9 +337,10 @@ class DualEncoder(nn.Module):
             dropout: on the input of A, in training mode.
             targets: keys of `LORA_TARGETS`.
             seed: of A.
+            head: train SigLIP's pooling attention, too: the adapter then holds a copy of it.
 
         Raises:
-            ValueError: unknown target, or there is an adapter already.
+            ValueError: unknown target, no such head (CLIP), or there is an adapter already.
 
         Reference:
             Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021 (arXiv 2106.09685).
@@ -350,6 +354,7 @@ class DualEncoder(nn.Module):
             lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=rf".*\.({'|'.join(LORA_TARGETS[target] for target in targets)})",
+            modules_to_save=self._head() if head else None,
         )
         with _seeded(seed), _quiet_peft():
             self.model = get_peft_model(self.model, config)
@@ -375,16 +380,18 @@ class DualEncoder(nn.Module):
         with write_folder(path) as folder:
             self._write_adapter(folder, Path(path))
 
-    def load_adapter(self, path: str | Path, trainable: bool = False) -> None:
+    def load_adapter(self, path: str | Path, trainable: bool = False, head: bool = False) -> None:
         """Attach a LoRA adapter from a folder.
 
         Args:
             path: a folder with `adapter_config.json` and `adapter_model.safetensors`.
             trainable: whether its weights get gradients.
+            head: add SigLIP's pooling attention to what it holds, as `add_lora` does, if it is not there.
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: damaged, pickled, not LoRA, made for another model, or there is an adapter already.
+            ValueError: damaged, pickled, not LoRA, made for another model, no such head, or there is an adapter
+                already.
         """
         self._refuse_second_adapter()
         folder = Path(path)
@@ -401,11 +408,17 @@ class DualEncoder(nn.Module):
             ) from error
         config.inference_mode = not trainable
         base = self.model
+        if head and not config.modules_to_save:
+            config.modules_to_save = self._head()
+            own = base.named_parameters()
+            state |= {f"base_model.model.{name}": weight.detach() for name, weight in own if HEAD in name}
         try:
             with _seeded(0), _quiet_peft():  # random before they are loaded
                 self.model = PeftModel(base, config)
             result = set_peft_model_state_dict(self.model, state)
-            lost = [key for key in result.missing_keys if "lora_" in key] + list(result.unexpected_keys)
+            kinds = ("lora_", "modules_to_save")
+            lost = [key for key in result.missing_keys if any(kind in key for kind in kinds)]
+            lost += result.unexpected_keys
             if lost:
                 raise ValueError(f"{len(lost)} weights do not match, {lost[0]} among them")
         except (ValueError, RuntimeError, KeyError) as error:
@@ -474,6 +487,11 @@ class DualEncoder(nn.Module):
         state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         config: Any = self.model.peft_config["default"]
         return config, {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+
+    def _head(self) -> list[str]:
+        if not self._siglip:
+            raise ValueError(f"{self.name!r} is a {self._family} model, which has no pooling head to train")
+        return [HEAD]
 
     def _refuse_second_adapter(self) -> None:
         if self.has_adapter:
