@@ -355,7 +355,7 @@ def _score_model(
         starts = torch.from_numpy(embed(cache, chosen.starts, what))[:, :, None]
         sizes = np.bincount(chosen.groups, minlength=chosen.count).tolist()
         parts = [
-            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight, model.keep_reached))
+            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight))
             for own, start in zip(images.split(sizes), starts, strict=True)
         ]
         return torch.cat(parts).numpy()

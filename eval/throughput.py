@@ -371,7 +371,6 @@ def vector_figures(cfg: ThroughputConfig, backbone: Path, fresh: Path) -> list[F
         plain.requires_grad_(False).eval(),
         camera_spec=spec,
         start_weight=model.start_weight,
-        keep_reached=model.keep_reached,
         dtype=torch.float32,
     )
     one = VLMRewardWrapper(make_env(TASK, 0), model, cameras=spec)

@@ -66,7 +66,6 @@ class FakeModel:
         self.camera_spec = SPEC
         self.deaf = deaf
         self.start_weight = start_weight
-        self.keep_reached = False
         self.made = name, metadata, deaf
         self.embedded = 0
 

@@ -16,7 +16,6 @@ from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.preprocess import resize
 from vlm_reward.reward_model import RewardModel, auto_dtype
-from vlm_reward.similarity import cosine, toward
 
 TEXT = "open the green drawer"
 TWO_VIEWS = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
@@ -115,17 +114,6 @@ def test_the_start_weight_is_saved_and_an_older_library_would_refuse_it(model, f
     assert again.start_weight == again.with_cameras(("corner",)).start_weight == 0.5
     expected = model.with_start_weight(0.5).score(frames, TEXT, start=frames[0])
     np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-5)
-    keeps = RewardModel(
-        model.encoder, camera_spec=model.camera_spec, start_weight=0.5, keep_reached=True, dtype=torch.float32
-    )
-    keeps.save_pretrained(tmp_path / "keeps")
-    facts = json.loads((tmp_path / "keeps" / module.METADATA).read_text())
-    assert (facts["start_weight"], facts["keep_reached"], facts["format_version"]) == (0.5, True, 3)
-    again = RewardModel.from_pretrained(tmp_path / "keeps", dtype=torch.float32).with_start_weight(0.5)
-    images, text = (torch.from_numpy(e) for e in (model.embed(frames), model.embed_text([TEXT])[0]))
-    expected = cosine(images, toward(text, images[0], 0.5, True))
-    np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-5)
-    assert again.keep_reached
     model.save_pretrained(tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / module.METADATA).read_text())["format_version"] == 1
 
@@ -453,7 +441,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 4}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 3}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -466,7 +454,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 4, this vlm-reward reads up to 3: upgrade"),
+        ("newer", ValueError, "format version 3, this vlm-reward reads up to 2: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),

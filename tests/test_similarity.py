@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vlm_reward.similarity import cosine, multi_view, negative_l2, reached, toward
+from vlm_reward.similarity import cosine, multi_view, negative_l2, toward
 
 vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-10, 10))
 
@@ -100,29 +100,3 @@ def test_toward_of_weight_0_is_the_sentence_and_of_one_start_a_view_broadcasts()
     text, starts = torch.tensor([0.6, 0.8]), torch.eye(2)  # [D], [V, D]
     torch.testing.assert_close(toward(text, starts, 0.0), text.expand(2, 2))
     assert toward(text[None, None], starts[:, None], 1.0).shape == (2, 1, 2)
-
-
-def test_reached_by_hand_is_the_logistic_of_ten_times_the_cosine_above_three_tenths():
-    text, starts = torch.tensor([0.0, 1.0]), torch.tensor([[0.8, 0.6], [1.0, 0.0]])  # cosines 0.6 and 0
-    expected = [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(3))]
-    np.testing.assert_allclose(reached(starts, text), expected, rtol=1e-5)
-    starts = torch.tensor([[np.sqrt(1 - 0.09), 0.3]], dtype=torch.float32)
-    torch.testing.assert_close(toward(text, starts, 5.0, True), text[None])  # undecided: the sentence alone
-
-
-def test_what_is_reached_should_not_change_and_what_is_not_should():
-    text, near, far = torch.tensor([0.0, 1.0]), torch.tensor([0.28, 0.96]), torch.tensor([0.96, -0.28])
-    later = torch.tensor([0.6, 0.8])
-    stay = toward(text, near, 1.0, True)
-    assert cosine(near, stay) > cosine(later, stay)
-    assert cosine(near, toward(text, near, 1.0)) < cosine(later, toward(text, near, 1.0))
-    go = toward(text, far, 1.0, True)
-    torch.testing.assert_close(go, toward(text, far, 1.0), atol=0.01, rtol=0)
-    start = near.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(toward(text, start, 1.0, True).sum(), start)
-    p = reached(near, text).item()
-    fixed = near.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(
-        torch.nn.functional.normalize(text - (1 - 2 * p) * fixed, dim=-1).sum(), fixed
-    )
-    torch.testing.assert_close(gradient, expected)  # through the frame, not through how sure it is

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.objectives import OBJECTIVES
-from training.order import Orders, Reached, Rollouts, Scenes, ranked_loss, reached_loss, wrong_loss
+from training.order import Orders, Rollouts, Scenes, ranked_loss, wrong_loss
 from training.train import (
     check_tasks,
     hyper_parameters,
@@ -411,48 +411,6 @@ def test_training_goes_on_from_an_adapter(config: TrainConfig, tmp_path: Path) -
     assert np.abs(scores[0] - scores[2]).max() > 1e-3
     with pytest.raises(FileNotFoundError, match="no/where"):
         train(replace(still, adapter="no/where/here", overwrite=True))
-
-
-def test_where_a_demonstration_begins_its_opposite_is_so(config: TrainConfig) -> None:
-    cache, more = (cached(name, 32, config.cache) for name in ("test/squares-v0", "test/mixed-v0"))
-    drawn = Reached(cache, cache.episodes, [more], {TASKS[0]: "undo"}).draw(
-        200, 200, np.random.default_rng(0)
-    )
-    frames, asked, so = drawn
-    assert frames.shape == (400, 32, 32, 3)
-    assert set(asked) == {*TEXTS, "undo"}
-    first, second, undo = (so[asked.index(sentence)] for sentence in (*TEXTS, "undo"))
-    assert set(first[:200][~np.isnan(first[:200])]) == {0}  # begins, ends
-    assert set(first[200:][~np.isnan(first[200:])]) == {1}
-    np.testing.assert_array_equal(undo, 1 - first)
-    np.testing.assert_array_equal(np.isnan(second), ~np.isnan(first))
-    logits, labels = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([[1.0, np.nan], [0.0, 1.0]])
-    by_hand = (np.log(2) + 2 * np.log(1 + np.e)) / 3
-    assert reached_loss(logits, labels).item() == pytest.approx(by_hand)
-
-
-def test_what_is_so_already_is_kept(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, other = TASKS
-    monkeypatch.setattr("training.train.opposite", {task: other, other: task}.get)
-    config = replace(config, samples=640, learning_rate=1e-2, validation_fraction=0.5, start_weight=0.5)
-    plain = train(replace(config, output=tmp_path / "plain"))
-    told = train(replace(config, reached_weight=30.0, starts=("test/mixed-v0",)))
-    assert "val_opposite" not in plain.best
-    assert told.history[0]["val_opposite"] > -0.5 > told.best["val_opposite"]
-    assert told.best["val_voc"] > 0.5
-    model = RewardModel.from_pretrained(told.folder)
-    assert model.keep_reached
-    assert model.metadata["objective"] == "triplet+start+reached"
-    cache = cached(config.dataset, 32, config.cache)
-    wrong = dict(zip(TEXTS, TEXTS[::-1], strict=True))
-    own = [(cache.frames[e.rows], wrong[e.instruction]) for e in cache.episodes]
-    assert np.mean([voc(model.score(f, text, start=f[0]).mean(1)) for f, text in own]) < -0.3
-    with pytest.raises(ValueError, match="give a start_weight, too"):
-        replace(config, start_weight=0.0, reached_weight=1.0)
-    with pytest.raises(ValueError, match="starts are learned from by the loss of reached_weight"):
-        replace(config, starts=("test/mixed-v0",))
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

@@ -51,14 +51,6 @@ class TrainConfig:
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
 
-    reached_weight: float = 0.0
-    """Of a loss by which a first frame tells whether what a sentence asks is so already
-    (vlm_reward.similarity.reached), and by which demonstrations fall under the opposite task's sentence, for the
-    pairs in vlm_reward.tasks.OPPOSITES. The adapter then scores to keep what is reached. With `start_weight`; 0,
-    as in the paper, for none."""
-    starts: tuple[str, ...] = ()
-    """With `reached_weight`: Minari ids or folders of episodes of training tasks whose first frames are learned
-    from beside those of the demonstrations (training.collect train-rollouts --horizon 1)."""
     wrong_weight: float = 0.0
     """Of a loss by which the score under the sentences of a batch's other trajectories may not rise along a
     demonstration; 0, as in the paper, for none."""
@@ -95,8 +87,7 @@ class TrainConfig:
     select: Literal["voc", "voc+listening"] = "voc"
     """What the kept adapter is best in: validation VOC, as in the paper; or the mean of it and of how often the
     right sentence of ten scores highest at the end of a held-back trajectory (with `contrast_weight`, and of
-    the VOC of contrasts; with `reached_weight`, less the VOC under the opposite). Finetuning raises the first and
-    lowers the second."""
+    the VOC of contrasts). Finetuning raises the first and lowers the second."""
     save_every: int = 500
     """Save the training state every so many steps beside each validation."""
 
@@ -154,14 +145,9 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        weights = ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight")
-        for name in (*weights, "reached_weight"):
+        for name in ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.reached_weight and not self.start_weight:
-            raise ValueError("reached_weight is for scores against the first frame: give a start_weight, too")
-        if self.starts and not self.reached_weight:
-            raise ValueError("starts are learned from by the loss of reached_weight: give it, too")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -185,7 +171,7 @@ class TrainConfig:
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
         beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
-        beside |= {"wrong": self.wrong_weight, "start": self.start_weight, "reached": self.reached_weight}
+        beside |= {"wrong": self.wrong_weight, "start": self.start_weight}
         return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
     def protocol(self) -> dict[str, Any]:
@@ -195,11 +181,10 @@ class TrainConfig:
         fields |= {"cameras": self.cameras.to_dict(), "learning_rate": self.peak_learning_rate}
         fields["scenes"] = [str(folder) for folder in self.scenes] or None
         fields["rollouts"] = self.rollouts or None
-        fields["starts"] = self.starts or None
         for new in ("adapter", "head"):  # as in runs before there was one
             if not fields[new]:
                 del fields[new]
-        for later in ("contrast_weight", "wrong_weight", "start_weight", "reached_weight"):
-            fields[later] = getattr(self, later) or None  # as in runs before there was one
+        for later in ("contrast_weight", "wrong_weight", "start_weight"):  # as in runs before there was one
+            fields[later] = getattr(self, later) or None
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

@@ -5,7 +5,7 @@ follow: the third stage of `training.pretrain`, and `training.train --scenes`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -280,60 +280,6 @@ class Rollouts:
         sentences = tuple(self.of[task][0].instruction for task in chosen)
         values = self.data.rewards[rows].astype(np.float64).reshape(shape)
         return RolloutBatch(keys // all_views, keys % all_views, of_frames, of_starts, sentences, values)
-
-
-class Reached:
-    """Frames in which what a sentence asks is so, and frames in which it is not.
-
-    Where a demonstration begins, what its task asks is not so, but what the opposite asks is; where it ends, the
-    other way round.
-
-    Args:
-        demonstrations: whose episodes are `training`.
-        training: demonstrations that end in success, at least two frames each.
-        starts: other episodes of training tasks, of which the first frames are taken.
-        opposites: task -> sentence of its opposite, for those that have one.
-    """
-
-    def __init__(
-        self,
-        demonstrations: FrameCache,
-        training: Sequence[EpisodeInfo],
-        starts: Sequence[FrameCache],
-        opposites: Mapping[str, str],
-    ) -> None:
-        self.data, self.opposites = Joined([demonstrations, *starts]), opposites
-        others = self.data.episodes[len(demonstrations.episodes) :]
-        self.begins = [(one.start, one) for one in (*training, *others)]
-        self.ends = [(one.start + one.length - 1, one) for one in training]
-
-    def draw(
-        self, begins: int, ends: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """So many frames that begin an episode, then so many that end one, each in one view, and what is asked.
-
-        Returns:
-            uint8 [U, S, S, 3]; R sentences; float32 [R, U]: 1 where the sentence is so in the frame, 0 where it is
-            not, NaN where nobody asks.
-        """
-        drawn = [(*self.begins[i], 0.0) for i in rng.integers(len(self.begins), size=begins)]
-        drawn += [(*self.ends[i], 1.0) for i in rng.integers(len(self.ends), size=ends)]
-        asked: dict[str, np.ndarray] = {}
-        for number, (_, episode, so) in enumerate(drawn):
-            told = [(episode.instruction, so)]
-            if other := self.opposites.get(episode.task):
-                told.append((other, 1 - so))
-            for sentence, value in told:
-                asked.setdefault(sentence, np.full(len(drawn), np.nan, np.float32))[number] = value
-        rows = np.array([row for row, _, _ in drawn])
-        frames = self.data.frames(rows, rng.integers(self.data.views, size=len(rows)))
-        return shifted(frames, rng), list(asked), np.stack(list(asked.values()))
-
-
-def reached_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of what is so [R, U], NaN where unknown, by `vlm_reward.similarity.reached_logits` [R, U]."""
-    known = ~labels.isnan()
-    return F.binary_cross_entropy_with_logits(logits[known], labels[known])
 
 
 def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:

@@ -98,8 +98,7 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
         wrong = rng.choice([s for s in everything if s != episode.instruction], 9, replace=False)
         said = [episode.instruction, *wrong, *([instruction(other)] if other else [])]
         images = torch.from_numpy(model.embed(cache.frames[episode.rows]))[:, :, None]  # [T, V, 1, D]
-        texts = torch.from_numpy(model.embed_text(said))
-        goals = toward(texts, images[0], model.start_weight, model.keep_reached)
+        goals = toward(torch.from_numpy(model.embed_text(said)), images[0], model.start_weight)
         scores = cosine(images, goals).mean(1).numpy()  # [T, 10 or 11]
         found["VOC"].append(voc(scores[:, 0]))
         last.append(scores[-1, :10])

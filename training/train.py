@@ -44,14 +44,12 @@ from training.objectives import Objective, find_objective
 from training.order import (
     REWARD_GAP,
     Orders,
-    Reached,
     Rollouts,
     Scenes,
     forwards,
     moved,
     order_loss,
     ranked_loss,
-    reached_loss,
     shards_of,
     shifted,
     wrong_loss,
@@ -65,14 +63,13 @@ from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
 from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel, auto_dtype
-from vlm_reward.similarity import cosine, multi_view, reached, reached_logits, toward
+from vlm_reward.similarity import cosine, multi_view, toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
 VALIDATION_BATCHES = 8
 CHUNK = 256  # images in one forward of the validation
 # Of rollouts in a batch: tasks, episodes of each task, frames of each episode.
 ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES = 4, 4, 4
-REACHED_BEGINS, REACHED_ENDS = 64, 16  # frames in a batch that begin a trajectory, and that end one
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,7 @@ class TrainResult:
         total_steps: steps of the whole run.
         best: of the kept adapter, its step, val_voc (mean multi-view VOC), val_listening (how often the right
             sentence of ten wins at the end, per view), val_contrast (VOC of the score less that under the
-            opposite task's sentence; only with contrast_weight), val_opposite (VOC under that sentence; only with
-            reached_weight) and val_loss; empty without validation.
+            opposite task's sentence; only with contrast_weight) and val_loss; empty without validation.
         history: the same after each validation; the first, at step 0, is the backbone's own.
         loss: of the last step.
         seconds: spent in training steps, validation apart.
@@ -158,10 +154,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     contrast, orders = config.contrast_weight > 0, None
     if config.scenes:
         orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
-    opposites = opposite_sentences(config, training) if contrast or config.reached_weight else {}
-    states = None
-    if config.reached_weight:
-        states = Reached(cache, training, opened(config.starts, config, cache), opposites)
+    opposites = opposite_sentences(config, training) if contrast else {}
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -190,7 +183,6 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         encoder,
         camera_spec=cache.camera_spec,
         start_weight=config.start_weight,
-        keep_reached=config.reached_weight > 0,
         metadata=adapter_metadata(config, hyper, cache, training, held_back),
     )
     progress = load_state(state_file, weights, optimizer) if config.resume else Progress()
@@ -202,9 +194,6 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
 
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
-
-    def aimed(texts: Tensor, starts: Tensor) -> Tensor:
-        return toward(texts, starts, config.start_weight, model.keep_reached)
 
     def texts_of(said: list[str]) -> Tensor:
         return joint(lambda share: encoder.encode_text([said[i] for i in share]), len(said), accelerator)
@@ -226,15 +215,11 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         text = batch.text.to(device)
         goals = texts[text]
         if batch.starts is not None:
-            goals = aimed(goals, images[batch.starts.to(device)])
+            goals = toward(goals, images[batch.starts.to(device)], config.start_weight)
         loss = objective(frames, goals, text, generator=torch.Generator().manual_seed(batch.seed), **hyper)
         if config.wrong_weight and not validating:
             loss = loss + config.wrong_weight * wrong_of(batch, images, texts)
-        if paired and states:
-            loss = loss + config.reached_weight * fall_of(
-                batch, images, dict(zip(said, texts, strict=True)), paired
-            )
-        if paired and contrast:
+        if paired:
             of = dict(zip(said, texts, strict=True))
             contrasts = torch.stack([of[one.instruction] - of[opposites[one.task]] for one in paired])
             values = torch.from_numpy(forwards(batch.rows, paired)).to(device)
@@ -244,37 +229,14 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
 
     def wrong_of(batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
         texts = texts[: len(batch.texts)]
-        sample = sample_of(batch)
+        sample = np.zeros(len(batch.rows), np.int64)  # of each image, one whose trajectory it is of
+        for index in (*batch.frames.values(), *([] if batch.starts is None else [batch.starts])):
+            sample[index] = np.arange(len(batch))
         goals = texts[None]
         if batch.starts is not None:
-            goals = aimed(goals, images[batch.starts[sample], None])
+            goals = toward(goals, images[batch.starts[sample], None], config.start_weight)
         own = batch.text[sample].to(images.device)
         return wrong_loss(cosine(images[:, None], goals), batch.rows, own, batch.trajectory[sample].numpy())
-
-    def fall_of(
-        batch: Batch, images: Tensor, of: Mapping[str, Tensor], paired: Sequence[EpisodeInfo]
-    ) -> Tensor:
-        """Under the opposite's sentence a demonstration goes backwards, as far as that is seen to be so."""
-        assert batch.starts is not None
-        against = torch.stack([of[opposites[episode.task]] for episode in paired])[:, None]
-        starts = images[batch.starts[sample_of(batch)]]
-        scores = cosine(images, aimed(against, starts))  # [R, U]
-        values = torch.from_numpy(-forwards(batch.rows, paired)).to(images.device)
-        each = [
-            order_loss(own[None], value[None], value.new_zeros(1))
-            for own, value in zip(scores, values, strict=True)
-        ]
-        begins = np.array([np.flatnonzero(batch.rows == episode.start)[0] for episode in paired])
-        sure = reached(images[begins], against[:, 0]).detach()
-        return (torch.stack(each) * sure).mean()
-
-    def reached_of(seed: int) -> Tensor:
-        assert states
-        frames, asked, so = states.draw(REACHED_BEGINS, REACHED_ENDS, np.random.default_rng([seed, 3]))
-        with autocast():
-            images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
-            texts = texts_of(asked)
-        return reached_loss(reached_logits(images, texts[:, None]), torch.from_numpy(so).to(images.device))
 
     def order_of(seed: int) -> Tensor:
         assert orders
@@ -298,7 +260,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
             texts = texts_of(list(drawn.sentences))
-        goals = aimed(texts[:, None], images[drawn.starts])
+        goals = toward(texts[:, None], images[drawn.starts], config.start_weight)
         values = torch.from_numpy(drawn.values).to(images.device)
         scores = cosine(images[drawn.frames], goals)
         return order_loss(scores, values, values.new_full((len(values),), REWARD_GAP))
@@ -308,7 +270,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     asked = sorted({sentence for ten in tens.values() for sentence in ten} | set(opposites.values()))
 
     def validate() -> dict[str, float]:
-        vocs, heard, told, fell = [], [], [], []
+        vocs, heard, told = [], [], []
         with torch.no_grad():
             with autocast():
                 text = dict(zip(asked, encoder.encode_text(asked), strict=True))
@@ -327,7 +289,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                 images = torch.cat(parts)
                 texts = torch.stack([text[sentence] for sentence in tens[episode.instruction]])
                 images = images.reshape(-1, cache.views, images.shape[-1])  # [T, V, D]
-                goals = aimed(texts, images[0, :, None])  # [V, 10, D]
+                goals = toward(texts, images[0, :, None], config.start_weight)  # [V, 10, D]
                 scores = cosine(images, goals[:, 0])
                 if not scores.isfinite().all():
                     raise FloatingPointError(
@@ -335,12 +297,9 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                     )
                 vocs.append(voc(multi_view(scores).cpu().numpy()))
                 heard.append(top1_of_k(cosine(images[-1, :, None], goals).cpu().numpy()).mean())
-                if (other := opposites.get(episode.task)) and contrast:
+                if other := opposites.get(episode.task):
                     scores = cosine(images, texts[0]) - cosine(images, text[other])
                     told.append(voc(multi_view(scores).cpu().numpy()))
-                if other and states:
-                    scores = cosine(images, aimed(text[other], images[0]))
-                    fell.append(voc(multi_view(scores).cpu().numpy()))
             losses = [loss_of(batch, validating=True).item() for batch in held_back_batches]
         row = {
             "step": progress.step,
@@ -348,8 +307,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             "val_listening": float(np.mean(heard)),
             "val_loss": float(np.mean(losses)),
         }
-        row |= {"val_contrast": float(np.mean(told))} if told else {}
-        return row | ({"val_opposite": float(np.mean(fell))} if fell else {})
+        return row | ({"val_contrast": float(np.mean(told))} if told else {})
 
     def save_adapter() -> None:
         model.metadata["trained_steps"] = progress.step
@@ -364,7 +322,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             earlier.unlink(missing_ok=True)
 
     def merit(row: dict[str, float]) -> tuple[float, float]:
-        heard = row["val_listening"] + row.get("val_contrast", 0.0) - row.get("val_opposite", 0.0)
+        heard = row["val_listening"] + row.get("val_contrast", 0.0)
         return row["val_voc"] + heard * (config.select == "voc+listening"), -row["val_loss"]
 
     def keep(row: dict[str, float]) -> None:
@@ -376,7 +334,6 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         if main:
             voc_, right, loss = 100 * row["val_voc"], row["val_listening"], row["val_loss"]
             other = f"of contrasts {100 * row['val_contrast']:.1f}, " if "val_contrast" in row else ""
-            other += f"under the opposite {100 * row['val_opposite']:.1f}, " if "val_opposite" in row else ""
             tqdm.write(
                 f"step {progress.step} of {total}: validation VOC {voc_:.1f}, {other}right sentence "
                 f"{right:.0%}, loss {loss:.4f}"
@@ -419,8 +376,6 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
                 loss = loss + config.order_weight * order_of(batch.seed)
             if rollouts:
                 loss = loss + config.rollout_weight * rollout_loss(batch.seed)
-            if states:
-                loss = loss + config.reached_weight * reached_of(batch.seed)
             loss.backward()
             norm = combine_gradients(weights.values(), accelerator)
             if not math.isfinite(value := loss.item()) or not math.isfinite(norm):
@@ -542,7 +497,7 @@ def opposite_sentences(config: TrainConfig, episodes: Sequence[EpisodeInfo]) -> 
     if not found:
         raise ValueError(
             f"dataset {config.dataset} has no task with an opposite in vlm_reward.tasks.OPPOSITES; "
-            "leave --contrast-weight and --reached-weight out"
+            "leave --contrast-weight out"
         )
     return found
 
@@ -553,14 +508,6 @@ def opened(names: Sequence[str], config: TrainConfig, like: FrameCache) -> list[
     for cache in caches:
         check_tasks(cache, config.split)
     return caches
-
-
-def sample_of(batch: Batch) -> np.ndarray:
-    """For each image int64 [U] a sample that it is part of, and whose trajectory and view it therefore is of."""
-    sample = np.zeros(len(batch.rows), np.int64)
-    for index in (*batch.frames.values(), *([] if batch.starts is None else [batch.starts])):
-        sample[index] = np.arange(len(batch))
-    return sample
 
 
 def make_sampler(

@@ -102,10 +102,6 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             "",
             "A frame is scored against the first of its episode (`start`), which wrappers do themselves.",
         ]
-    if facts.get("keep_reached"):
-        body[-1] += (
-            " Where what is asked is seen to be so in that first frame, the score is for keeping it so."
-        )
     if results:
         body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
         body[-1] += "those of held-back trajectories by `python -m training.train`:"
@@ -147,9 +143,6 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
         f"Rollouts of training tasks ordered by their true reward: {rollouts}."
         if (rollouts := _code(protocol.get("rollouts")))
-        else "",
-        f"First frames of training tasks, for what is so already: {starts}."
-        if (starts := _code(protocol.get("starts")))
         else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",

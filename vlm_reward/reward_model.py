@@ -28,8 +28,7 @@ from vlm_reward.preprocess import preprocess
 from vlm_reward.similarity import cosine, toward
 
 METADATA = "vlm_reward.json"
-# Plain; with a start_weight; with keep_reached. An older library would overlook what came later.
-FORMAT_VERSION, START_VERSION, REACHED_VERSION = 1, 2, 3
+FORMAT_VERSION, START_VERSION = 1, 2  # without and with a start_weight, which an older library would overlook
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -46,8 +45,6 @@ class RewardModel:
         camera_spec: what the frames it was trained on look like, or None when it does not matter.
         start_weight: how much a score counts that a frame is unlike the first of its episode, see
             `vlm_reward.similarity.toward`; above 0, `score` needs to know the first frames.
-        keep_reached: whether it was trained to see in the first frame that what a sentence asks is so already,
-            and then rewards to keep it so (`toward`).
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -64,7 +61,6 @@ class RewardModel:
         *,
         camera_spec: CameraSpec | None = None,
         start_weight: float = 0.0,
-        keep_reached: bool = False,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -73,7 +69,6 @@ class RewardModel:
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
-        self.keep_reached = keep_reached
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -107,7 +102,7 @@ class RewardModel:
         """
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-        metadata, spec, start_weight, keep_reached = _read_metadata(folder)
+        metadata, spec, start_weight = _read_metadata(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
@@ -129,14 +124,7 @@ class RewardModel:
                 path_or_hub_id, revision=revision, local_files_only=local_files_only
             )
         encoder.requires_grad_(False).to(device).eval()
-        model = cls(
-            encoder,
-            camera_spec=spec,
-            start_weight=start_weight,
-            keep_reached=keep_reached,
-            metadata=metadata,
-            dtype=dtype,
-        )
+        model = cls(encoder, camera_spec=spec, start_weight=start_weight, metadata=metadata, dtype=dtype)
         if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
             encoder.model.to(model.dtype)
         return model
@@ -175,8 +163,7 @@ class RewardModel:
             texts = self._embed_texts([text] if isinstance(text, str) else text)[:, None]  # [1 or N, 1, D]
             images = self._embed_frames(frames, batch_size)
             if self.start_weight:
-                starts = self._embed_start(start, images)
-                texts = toward(texts, starts, self.start_weight, self.keep_reached)
+                texts = toward(texts, self._embed_start(start, images), self.start_weight)
             return cosine(images, texts).clamp(-1, 1).cpu().numpy()
 
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
@@ -222,8 +209,7 @@ class RewardModel:
         return self._like_this(start_weight=start_weight)
 
     def _like_this(self, **changed: Any) -> "RewardModel":
-        same: dict[str, Any] = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
-        same |= {"keep_reached": self.keep_reached}
+        same = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
         return RewardModel(self.encoder, **same | changed, metadata=self.metadata, dtype=self.dtype)
 
     def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
@@ -310,8 +296,6 @@ class RewardModel:
         facts["camera_spec"] = self.camera_spec.to_dict() if self.camera_spec else None
         if self.start_weight:
             facts |= {"format_version": START_VERSION, "start_weight": self.start_weight}
-        if self.keep_reached:
-            facts |= {"format_version": REACHED_VERSION, "keep_reached": True}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -419,27 +403,26 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight", "keep_reached")
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight")
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float, bool]:
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float]:
     """`vlm_reward.json`, empty when there is none: a backbone, or an adapter that PEFT alone wrote."""
     path = folder / METADATA
     if not path.is_file():
-        return {}, None, 0.0, False
+        return {}, None, 0.0
     try:
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
-        start_weight, keep_reached = float(facts.get("start_weight", 0.0)), bool(facts.get("keep_reached"))
+        start_weight = float(facts.get("start_weight", 0.0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in (FORMAT_VERSION, START_VERSION, REACHED_VERSION):
+    if version not in (FORMAT_VERSION, START_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {REACHED_VERSION}: upgrade "
-            "vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {START_VERSION}: upgrade vlm-reward"
         )
-    return facts, spec, start_weight, keep_reached
+    return facts, spec, start_weight
 
 
 def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:

@@ -7,9 +7,6 @@ import torch
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
 
-REACHED_SCALE, REACHED_AT = 10.0, 0.3
-"""Slope of `reached`, and the cosine at which it is one half."""
-
 
 def cosine(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     r"""Cosine similarity, $S = x \cdot y / (\|x\| \|y\|)$.
@@ -39,29 +36,7 @@ def negative_l2(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     return -torch.linalg.vector_norm(images - texts, dim=-1)
 
 
-def reached_logits(starts: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Log-odds of `reached`: a cosine of `REACHED_AT` is undecided, one more by 0.1 is e times as likely."""
-    return REACHED_SCALE * (cosine(starts, texts) - REACHED_AT)
-
-
-def reached(starts: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    r"""How surely what a sentence asks is so where an episode begins, $p = \sigma(10 (x_0 \cdot y - 0.3))$.
-
-    It means something for models that were trained to say it (`training.train --reached-weight`).
-
-    Args:
-        starts: [..., D], embeddings of first frames.
-        texts: [..., D], broadcast against `starts`.
-
-    Returns:
-        [...] in (0, 1).
-    """
-    return torch.sigmoid(reached_logits(starts, texts))
-
-
-def toward(
-    texts: torch.Tensor, starts: torch.Tensor, weight: float, keep_reached: bool = False
-) -> torch.Tensor:
+def toward(texts: torch.Tensor, starts: torch.Tensor, weight: float) -> torch.Tensor:
     r"""The direction from where an episode began to what a sentence asks: $(y - w x_0) / \|y - w x_0\|$.
 
     The cosine with it is high for an image that is like the sentence and unlike the episode's first one: what a
@@ -71,8 +46,6 @@ def toward(
         texts: [..., D], unit norm.
         starts: [..., D], unit norm, broadcast against `texts`: embeddings of first frames, each of its view.
         weight: w, at least 0.
-        keep_reached: of what is so already where the episode begins nothing should change: w times (1 - 2 p), with
-            p of `reached`, takes the place of w. No gradient flows through p.
 
     Returns:
         [..., D], unit norm.
@@ -82,9 +55,6 @@ def toward(
     strength.
     """
     _check(starts, texts)
-    if keep_reached:
-        asked = 1 - 2 * reached(starts, texts).detach()
-        return torch.nn.functional.normalize(texts - weight * asked[..., None] * starts, dim=-1)
     return torch.nn.functional.normalize(texts - weight * starts, dim=-1)
 
 

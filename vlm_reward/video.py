@@ -213,10 +213,7 @@ def score(
 
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
     judge = RewardModel(  # without its cameras: any views will do
-        trained.encoder,
-        start_weight=trained.start_weight,
-        keep_reached=trained.keep_reached,
-        dtype=trained.dtype,
+        trained.encoder, start_weight=trained.start_weight, dtype=trained.dtype
     )
     judge.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
