@@ -545,4 +545,4 @@ def test_an_adapter_that_is_worse_than_its_backbone_says_so(
         monkeypatch.setattr("training.train.train", lambda _, outcome=outcome: outcome)
         monkeypatch.setattr(sys, "argv", ["training.train"])
         main()
-        assert ("warning: the backbone alone has" in capsys.readouterr().out) == warned
+        assert ("warning: what it began with has" in capsys.readouterr().out) == warned

@@ -171,7 +171,7 @@ class TrainConfig:
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
         beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
-        beside |= {"wrong": self.wrong_weight, "start": self.start_weight}
+        beside |= {"wrong": self.wrong_weight, "start": self.start_weight, "head": self.head}
         return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
     def protocol(self) -> dict[str, Any]:

@@ -774,7 +774,7 @@ def main() -> None:
         print(f"best validation VOC {100 * done.best['val_voc']:.1f} at step {done.best['step']:.0f}")
         if done.best["val_voc"] < (before := done.history[0]["val_voc"]):
             print(
-                f"warning: the backbone alone has {100 * before:.1f} on the held-back trajectories, this "
+                f"warning: what it began with has {100 * before:.1f} on the held-back trajectories, this "
                 "adapter less; try fewer steps, a lower --learning-rate, --validate-every, or more demonstrations"
             )
     print(f"adapter: {done.folder}")

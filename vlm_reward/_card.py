@@ -134,6 +134,7 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """Where it was learned, and how."""
     tasks, held_back = facts.get("train_tasks", []), facts.get("validation_episodes", [])
     lora = f"r {protocol.get('lora_rank')}, alpha {protocol.get('lora_alpha')}"
+    head = ", the pooling attention whole" if protocol.get("head") else ""
     scenes = protocol.get("scenes")
     nothing = "; no frame and no sentence of a held-out task" if set(tasks) <= set(train_tasks()) else ""
     told = [
@@ -146,7 +147,7 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
-        f"both towers; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories the best",
+        f"both towers{head}; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories the best",
         f"by `{protocol.get('select')}`.",
     ]
     return " ".join(filter(None, told))
