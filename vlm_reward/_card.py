@@ -147,8 +147,8 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
-        f"both towers{head}; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories the best",
-        f"by `{protocol.get('select')}`.",
+        f"both towers{head}; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories",
+        f"the best by `{protocol.get('select')}`.",
     ]
     return " ".join(filter(None, told))
 
