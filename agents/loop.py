@@ -1,6 +1,6 @@
 """Train against what an optimiser does: agents hack the reward, what they did is ordered by the simulator, again.
 
-    python -m agents.loop           # one round; about two hours on two cores; needs training.scenes and .collect
+    python -m agents.loop           # one round; some two hours on two cores; needs training.scenes and .collect
     python -m agents.loop --rounds 2 --tasks window-open-v3 faucet-open-v3
 
 A round: PPO agents learn training tasks from the reward as it is (agents.train); what they do when they are done
