@@ -15,6 +15,7 @@ from transformers import AutoModel, BertConfig, SiglipConfig
 from vlm_reward import encoder as module
 from vlm_reward.encoder import DualEncoder, locate, portable_name, write_folder
 from vlm_reward.preprocess import preprocess
+from vlm_reward.reward_model import auto_dtype
 
 SENTENCES = ["open the green drawer", "close the door", "press the button"]
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -77,7 +78,8 @@ def test_pooling_in_bfloat16_makes_no_copy_of_its_weights_for_each_position(tiny
     assert not copies
     assert (images * expected).sum(-1).min() > 0.999
     attention._forward_pre_hooks.clear()
-    if not embed()[1]:
+    in_hardware = auto_dtype("cpu") == torch.bfloat16  # elsewhere torch goes another way, without copies
+    if in_hardware and not embed()[1]:
         pytest.fail("torch no longer copies the weights: DualEncoder's pre-hook of the pooling head can go")
 
 
