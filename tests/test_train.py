@@ -349,8 +349,8 @@ def test_rollouts_of_several_datasets_are_drawn_as_often_as_there_are_episodes(c
     assert (drawn.rows < first).any()
     assert (drawn.rows >= first).any()
     every = np.concatenate([cache.frames for cache in caches])
-    np.testing.assert_array_equal(both.data.frames(drawn.rows, drawn.views), every[drawn.rows, drawn.views])
-    np.testing.assert_array_equal(both.data.rewards, np.concatenate([cache.rewards for cache in caches]))
+    np.testing.assert_array_equal(both.frames(drawn.rows, drawn.views), every[drawn.rows, drawn.views])
+    np.testing.assert_array_equal(both.rewards, np.concatenate([cache.rewards for cache in caches]))
 
 
 def test_wrong_loss_by_hand_is_the_mean_rise_under_the_sentences_of_others() -> None:

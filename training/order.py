@@ -218,18 +218,30 @@ class RolloutBatch:
     values: np.ndarray
 
 
-class Joined:
-    """Frame caches of the same views one after the other: rows count through them."""
+class Rollouts:
+    """Episodes of training tasks, whatever came of them, whose frames the simulator's reward orders.
 
-    def __init__(self, caches: Sequence[FrameCache]) -> None:
+    Args:
+        caches: of random and sub-optimal rollouts and of those of agents, at least two frames each, of the same
+            views. Rows count through them one after the other.
+        tasks: those to draw from, as often as they have episodes; the caches must have one of each.
+    """
+
+    def __init__(self, caches: Sequence[FrameCache], tasks: Sequence[str]) -> None:
         self.caches, self.views = tuple(caches), caches[0].views
         self.firsts = np.cumsum([0, *(len(cache.frames) for cache in caches)])
         self.rewards = np.concatenate([cache.rewards for cache in caches])
-        self.episodes = [
+        joined = [
             replace(episode, start=episode.start + int(first))
             for cache, first in zip(caches, self.firsts, strict=False)
             for episode in cache.episodes
         ]
+        self.of = {task: [one for one in joined if one.task == task] for task in tasks}
+        if missing := [task for task, episodes in self.of.items() if not episodes]:
+            names = ", ".join(cache.dataset_id for cache in caches)
+            raise ValueError(f"dataset {names} has no rollouts of {', '.join(missing)}")
+        counts = np.array([len(episodes) for episodes in self.of.values()])
+        self.often = counts / counts.sum()
 
     def frames(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """uint8 [U, S, S, 3] of rows and views int64 [U]."""
@@ -241,25 +253,6 @@ class Joined:
             frames[here] = cache.frames[rows[here] - self.firsts[number], views[here]]
         return frames
 
-
-class Rollouts:
-    """Episodes of training tasks, whatever came of them, whose frames the simulator's reward orders.
-
-    Args:
-        caches: of random and sub-optimal rollouts and of those of agents, at least two frames each, of the same
-            views.
-        tasks: those to draw from, as often as they have episodes; the caches must have one of each.
-    """
-
-    def __init__(self, caches: Sequence[FrameCache], tasks: Sequence[str]) -> None:
-        self.data = Joined(caches)
-        self.of = {task: [one for one in self.data.episodes if one.task == task] for task in tasks}
-        if missing := [task for task, episodes in self.of.items() if not episodes]:
-            names = ", ".join(cache.dataset_id for cache in caches)
-            raise ValueError(f"dataset {names} has no rollouts of {', '.join(missing)}")
-        counts = np.array([len(episodes) for episodes in self.of.values()])
-        self.often = counts / counts.sum()
-
     def draw(self, groups: int, episodes: int, frames: int, rng: np.random.Generator) -> RolloutBatch:
         """`groups` tasks, `episodes` of each, and of each of those `frames` after its first."""
         chosen = rng.choice(list(self.of), groups, replace=groups > len(self.of), p=self.often).tolist()
@@ -269,17 +262,16 @@ class Rollouts:
             for number in rng.choice(len(of), episodes, replace=episodes > len(of)):
                 rows.append(of[number].start + rng.integers(1, of[number].length, frames))
                 starts.append(np.full(frames, of[number].start))
-        all_views = self.data.views
-        views = np.repeat(rng.integers(all_views, size=groups), episodes * frames)
+        views = np.repeat(rng.integers(self.views, size=groups), episodes * frames)
         shape = (groups, episodes * frames)
         rows, starts = (np.concatenate(each) for each in (rows, starts))
         keys, index = np.unique(
-            np.concatenate([rows, starts]) * all_views + np.tile(views, 2), return_inverse=True
+            np.concatenate([rows, starts]) * self.views + np.tile(views, 2), return_inverse=True
         )
         of_frames, of_starts = index.reshape(2, *shape)
         sentences = tuple(self.of[task][0].instruction for task in chosen)
-        values = self.data.rewards[rows].astype(np.float64).reshape(shape)
-        return RolloutBatch(keys // all_views, keys % all_views, of_frames, of_starts, sentences, values)
+        values = self.rewards[rows].astype(np.float64).reshape(shape)
+        return RolloutBatch(keys // self.views, keys % self.views, of_frames, of_starts, sentences, values)
 
 
 def forwards(rows: np.ndarray, episodes: Sequence[EpisodeInfo]) -> np.ndarray:

@@ -132,6 +132,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     hyper = hyper_parameters(config, objective)
     folder, state_file = config.folder, config.folder / "state.safetensors"
     check_folder(config, state_file)
+    adapter = locate(config.adapter) if config.adapter else None
     if config.scenes:
         shards_of(config.scenes, scene_tasks(config))
     keep_freed_memory()
@@ -165,8 +166,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     validate_every = config.validate_every or sampler.batches_per_epoch
 
     # The model: a frozen backbone, and LoRA that learns.
-    if config.adapter:
-        encoder.load_adapter(locate(config.adapter), trainable=True, head=config.head)
+    if adapter:
+        encoder.load_adapter(adapter, trainable=True, head=config.head)
     else:
         encoder.add_lora(
             config.lora_rank,
@@ -256,7 +257,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         drawn = rollouts.draw(
             ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES, np.random.default_rng([seed, 2])
         )
-        frames = rollouts.data.frames(drawn.rows, drawn.views)
+        frames = rollouts.frames(drawn.rows, drawn.views)
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
             texts = texts_of(list(drawn.sentences))
