@@ -143,7 +143,7 @@ def score_all(scorer: Scorer, frames: np.ndarray, text: str, starts: np.ndarray 
         start = None
         if starts is not None:
             first, place = np.unique(starts[i : i + CHUNK], return_inverse=True)
-            start = scorer.embed(frames[first])[place]
+            start = scorer.embed_start(frames[first])[place]
         scores.append(scorer.score(frames[i : i + CHUNK], text, start=start))
     return np.concatenate(scores)
 

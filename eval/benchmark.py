@@ -15,7 +15,8 @@ view ("1", "2", ...) and for the mean of the views ("multi"), all in per cent:
                    for training tasks that share a scene with their opposite, over trajectories that were not
                    trained on: voc under the right and under the opposite sentence
     told_at_start  of these, how often the opposite sentence, which is so already in the first frame, has the
-                   higher cosine with that frame alone (chance 50): does the model see what state a scene is in?
+                   higher cosine with that frame alone (chance 50): does the model, or its judge, see what state
+                   a scene is in?
     voc_contrast, consistency_contrast
                    where a training task undoes what is asked: the same of the score less that under its
                    sentence, which is how `goal-baseline` of strength 1 orders frames (vlm_reward.transforms).
@@ -61,8 +62,7 @@ from vlm_reward.metrics import (
     top1_of_k,
     voc,
 )
-from vlm_reward.reward_model import RewardModel, auto_device
-from vlm_reward.similarity import cosine, toward
+from vlm_reward.reward_model import JUDGE, RewardModel, auto_device
 from vlm_reward.tasks import HELD_OUT, all_tasks, contrary, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
@@ -346,24 +346,19 @@ def _score_model(
                 bar.update(len(parts[-1]))
         return np.concatenate(parts)
 
-    def scores_of(cache: FrameCache, chosen: Trajectories, texts: np.ndarray, what: str) -> np.ndarray:
+    def scores_of(cache: FrameCache, chosen: Trajectories, texts: list[str], what: str) -> np.ndarray:
         """[N, V, K] under K sentences, each trajectory against its first frame if the model is of that kind."""
         embedded = embed(cache, chosen.rows, what)
         if not model.start_weight:
-            return embedded @ texts.T
-        images = torch.from_numpy(embedded)[:, :, None]  # [N, V, 1, D]
-        starts = torch.from_numpy(embed(cache, chosen.starts, what))[:, :, None]
-        sizes = np.bincount(chosen.groups, minlength=chosen.count).tolist()
-        parts = [
-            cosine(own, toward(torch.from_numpy(texts), start, model.start_weight))
-            for own, start in zip(images.split(sizes), starts, strict=True)
-        ]
-        return torch.cat(parts).numpy()
+            return model.compare(embedded, texts)
+        starts = model.embed_start(cache.frames[chosen.starts])
+        parts = zip(np.split(embedded, chosen.last[:-1] + 1), starts, strict=True)
+        return np.concatenate([model.compare(own, texts, start) for own, start in parts])
 
     estimates, notes = {}, []
     for item in data:
         against = contrary(item.task)
-        texts = model.embed_text([*item.sentences, *([instruction(against)] if against else [])])
+        texts = [*item.sentences, *([instruction(against)] if against else [])]
         expert = scores_of(caches["expert"], item.expert, texts, f"{item.task}, expert")
         rollouts = scores_of(caches["rollouts"], item.rollouts, texts, f"{item.task}, rollouts")
         estimates |= _measure(cfg, item, expert[..., :10], rollouts[..., 0])
@@ -377,7 +372,7 @@ def _score_model(
             notes.append(f"{item.task} is one of its training tasks")
     estimates |= _averages(estimates, "average")
     if "demos" in caches:
-        cache = caches["demos"]
+        cache, eye = caches["demos"], model.judge or model.with_start_weight(0)
         episodes, note = _unseen(cache, model.metadata)
         notes += note
         listening = {}
@@ -385,9 +380,8 @@ def _score_model(
             chosen = Trajectories.of(cache, [i for i in episodes if cache.episodes[i].task == task])
             right = next(cache.episodes[i].instruction for i in episodes if cache.episodes[i].task == task)
             other = opposite(task)
-            sentences = (*ten_sentences(right, cfg.seed), *([instruction(other)] if other else []))
-            texts = model.embed_text(list(sentences))
-            begins = embed(cache, chosen.starts, task) @ texts.T
+            texts = [*ten_sentences(right, cfg.seed), *([instruction(other)] if other else [])]
+            begins = eye.compare(eye.embed(cache.frames[chosen.starts]), texts)
             scores = scores_of(cache, chosen, texts, task)
             listening |= _measure_opposites(cfg, task, chosen, scores, begins)
         estimates |= listening | _averages(listening, "average_training")
@@ -532,7 +526,7 @@ def _label(cfg: BenchmarkConfig, name: str) -> str:
 def _fingerprint(name: str) -> str:
     """Digest of a checkpoint's weights, so that one that was trained again is scored again."""
     folder = locate(name)
-    return weights_digest(folder, folder.parent)[:16]  # an adapter's backbone is the folder above
+    return weights_digest(folder, folder.parent, folder / JUDGE)[:16]  # an adapter's backbone is above it
 
 
 def _circumstances(start: float) -> dict[str, Any]:

@@ -337,7 +337,7 @@ def wrap_figures(cfg: ThroughputConfig, fresh: Path) -> list[Figure]:
     bare, text = make_env(TASK, 0), instruction(TASK)
     bare.reset()
     rig = CameraRig(bare, spec)
-    start = model.embed(rig.render()[None])
+    start = model.embed_start(rig.render()[None])
 
     def by_hand() -> None:
         model.score(rig.render()[None], text, start=start)

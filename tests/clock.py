@@ -69,6 +69,8 @@ class ClockReader:
     def embed(self, frames):
         return frames[:, :, 0, 0].astype(np.float32)
 
+    embed_start = embed
+
     def score(self, frames, text, *, start=None):
         assert frames.dtype == np.uint8
         assert len(text) == len(frames)

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from eval import benchmark
 from eval.benchmark import BenchmarkConfig
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.frame_cache import EpisodeInfo, FrameCache
+from vlm_reward.similarity import cosine, toward
 from vlm_reward.tasks import OPPOSITES, all_tasks, instruction
 
 SPEC = CameraSpec(cameras=("a", "b", "c"), height=2, width=2)
@@ -65,7 +67,7 @@ class FakeModel:
         self.metadata = metadata or {}
         self.camera_spec = SPEC
         self.deaf = deaf
-        self.start_weight = start_weight
+        self.start_weight, self.judge = start_weight, None
         self.made = name, metadata, deaf
         self.embedded = 0
 
@@ -87,6 +89,15 @@ class FakeModel:
             if self.deaf:
                 row[:-1] = 1
         return embeddings
+
+    embed_start = embed
+
+    def compare(self, images, texts, starts=None):
+        goals = torch.from_numpy(self.embed_text(texts))
+        if not self.start_weight:
+            return images @ goals.numpy().T
+        goals = toward(goals, torch.from_numpy(starts)[:, None], self.start_weight)  # [V, K, D]
+        return cosine(torch.from_numpy(images)[:, :, None], goals).numpy()
 
     def with_start_weight(self, start_weight):
         return FakeModel(*self.made, start_weight=start_weight)

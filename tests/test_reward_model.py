@@ -86,12 +86,92 @@ def test_with_a_start_weight_a_score_is_the_cosine_with_the_way_from_the_first_f
     expected = [*scores[:2], started.score(frames[2:], TEXT, start=frames[1])[0]]
     np.testing.assert_allclose(started.score(frames, TEXT, start=np.stack(each)), expected, atol=1e-6)
     np.testing.assert_allclose(
-        started.score(frames, TEXT, start=model.embed(np.stack(each))), expected, atol=1e-6
+        started.score(frames, TEXT, start=model.embed_start(np.stack(each))), expected, atol=1e-6
     )
     np.testing.assert_allclose(
-        started.score(frames, TEXT, start=model.embed(first[None])[0]), scores, atol=1e-6
+        started.score(frames, TEXT, start=model.embed_start(first[None])[0]), scores, atol=1e-6
     )
     np.testing.assert_array_equal(model.score(frames, TEXT, start=first), model.score(frames, TEXT))
+
+
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_embedded_frames_are_compared_with_several_sentences(model, frames, weight):
+    model, texts = model.with_start_weight(weight), [TEXT, "close the door"]
+    start = model.embed_start(frames[:1])[0]
+    scores = model.compare(model.embed(frames), texts, start)
+    assert scores.shape == (3, 2, 2)
+    for number, text in enumerate(texts):
+        np.testing.assert_allclose(scores[..., number], model.score(frames, text, start=start), atol=1e-6)
+
+
+@pytest.fixture
+def judged(model, make_tiny_encoder) -> RewardModel:
+    """With a start_weight, and another random encoder for a judge."""
+    encoder = make_tiny_encoder(seed=1)
+    encoder.add_lora(r=4, alpha=8, seed=0, head=True)
+    return model.with_start_weight(0.5).with_judge(RewardModel(encoder, camera_spec=TWO_VIEWS))
+
+
+def test_what_the_judge_sees_done_in_the_first_frame_turns_the_score_round(judged, model, frames):
+    first, texts = frames[0], [TEXT, "close the door"]
+    seen = judged.judge.embed(first[None])[0] @ judged.judge.embed_text(texts).T  # [V, 2]
+    done = 1 / (1 + np.exp(-10 * (seen.mean(0) - 0.3)))  # of both views together
+    plain = np.stack([model.with_start_weight(0.5).score(frames, text, start=first) for text in texts], -1)
+    expected = (1 - 2 * done) * plain
+    assert np.abs(expected - plain).max() > 0.01
+    start = judged.embed_start(first[None])[0]
+    assert start.shape == (2, 64)
+    np.testing.assert_allclose(judged.compare(judged.embed(frames), texts, start), expected, atol=1e-5)
+    for number, text in enumerate(texts):
+        for given in (first, start, np.stack([first] * 3)):
+            np.testing.assert_allclose(
+                judged.score(frames, text, start=given), expected[..., number], atol=1e-5
+            )
+    each = judged.score(frames, [texts[0], texts[1], texts[0]], start=first)  # one sentence a timestep
+    np.testing.assert_allclose(each, expected[[0, 1, 2], :, [0, 1, 0]], atol=1e-5)
+
+
+def test_without_the_first_frame_there_is_no_judge(judged, model, frames):
+    with pytest.raises(ValueError, match="judge looks at the first frame: give a start_weight"):
+        model.with_judge(judged.judge)
+    bare = judged.with_start_weight(0)
+    assert bare.judge is None
+    np.testing.assert_array_equal(bare.score(frames, TEXT), model.score(frames, TEXT))
+
+
+def test_a_judge_of_one_camera_sees_that_view_alone(judged, frames):
+    one = judged.with_cameras(("corner3",))
+    seen = judged.judge.embed(frames[:1])[0, 1] @ judged.judge.embed_text([TEXT])[0]
+    plain = one.with_start_weight(0).with_start_weight(0.5).score(frames[:, 1:], TEXT, start=frames[0, 1:])
+    expected = (1 - 2 / (1 + np.exp(-10 * (seen - 0.3)))) * plain
+    np.testing.assert_allclose(one.score(frames[:, 1:], TEXT, start=frames[0, 1:]), expected, atol=1e-5)
+    many = np.repeat(frames, 2, axis=1)
+    assert judged.with_any_views().score(many, TEXT, start=many[0]).shape == (3, 4)
+
+
+def test_the_judge_is_saved_with_its_adapter_and_an_older_library_would_refuse_it(
+    judged, frames, tiny_backbone_dir, tmp_path
+):
+    copy(tiny_backbone_dir, tmp_path / "tiny")
+    folder = tmp_path / "tiny" / "judged"
+    judged.encoder.name = judged.judge.encoder.name = str(tmp_path / "tiny")
+    judged.save_pretrained(folder)
+    facts = json.loads((folder / module.METADATA).read_text())
+    assert (facts["judge"], facts["format_version"], facts["objective"]) == (True, 3, "triplet+judge")
+    assert facts["backbone"] == "tiny"
+    shutil.move(tmp_path / "tiny", tmp_path / "else" / "tiny")  # all three can be moved together
+    again = RewardModel.from_pretrained(tmp_path / "else" / "tiny" / "judged", dtype=torch.float32)
+    assert again.judge.metadata["backbone"] == "tiny"
+    again.save_pretrained(folder)  # and again, over nothing and over itself
+    again.save_pretrained(folder)
+    again = RewardModel.from_pretrained(folder, dtype=torch.float32)
+    same = RewardModel.from_pretrained(tmp_path / "else" / "tiny" / "judged", dtype=torch.float32)
+    np.testing.assert_allclose(
+        again.score(frames, TEXT, start=frames[0]), same.score(frames, TEXT, start=frames[0]), atol=1e-5
+    )
+    (folder / module.JUDGE / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"judge has no adapter_model\.safetensors"):
+        RewardModel.from_pretrained(folder)
 
 
 def test_a_missing_or_foreign_start_is_refused(model, frames):
@@ -441,7 +521,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 3}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 4}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -454,7 +534,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 3, this vlm-reward reads up to 2: upgrade"),
+        ("newer", ValueError, "format version 4, this vlm-reward reads up to 3: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vlm_reward.similarity import cosine, multi_view, negative_l2, toward
+from vlm_reward.similarity import cosine, keep, multi_view, negative_l2, reached, toward
 
 vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-10, 10))
 
@@ -100,3 +100,9 @@ def test_toward_of_weight_0_is_the_sentence_and_of_one_start_a_view_broadcasts()
     text, starts = torch.tensor([0.6, 0.8]), torch.eye(2)  # [D], [V, D]
     torch.testing.assert_close(toward(text, starts, 0.0), text.expand(2, 2))
     assert toward(text[None, None], starts[:, None], 1.0).shape == (2, 1, 2)
+
+
+def test_what_is_so_already_turns_the_score_round():
+    torch.testing.assert_close(reached(torch.tensor([0.3, 0.4])), torch.tensor([0.5, 1 / (1 + math.exp(-1))]))
+    scores = keep(torch.tensor([0.8, -0.2]), torch.tensor([[0.0], [0.25], [0.5], [1.0]]))
+    torch.testing.assert_close(scores, torch.tensor([[0.8, -0.2], [0.4, -0.1], [0.0, 0.0], [-0.8, 0.2]]))

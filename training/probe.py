@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 from training.captions import sentences
@@ -25,7 +24,6 @@ from training.order import Scenes, split_sentences
 from vlm_reward.frame_cache import cached
 from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
-from vlm_reward.similarity import cosine, toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
 
@@ -97,9 +95,9 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
         other = opposite(episode.task)
         wrong = rng.choice([s for s in everything if s != episode.instruction], 9, replace=False)
         said = [episode.instruction, *wrong, *([instruction(other)] if other else [])]
-        images = torch.from_numpy(model.embed(cache.frames[episode.rows]))[:, :, None]  # [T, V, 1, D]
-        goals = toward(torch.from_numpy(model.embed_text(said)), images[0], model.start_weight)
-        scores = cosine(images, goals).mean(1).numpy()  # [T, 10 or 11]
+        frames = cache.frames[episode.rows]
+        start = model.embed_start(frames[:1])[0] if model.start_weight else None
+        scores = model.compare(model.embed(frames), said, start).mean(1)  # [T, 10 or 11]
         found["VOC"].append(voc(scores[:, 0]))
         last.append(scores[-1, :10])
         if other:

@@ -350,7 +350,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         if main:
             if not held_back:  # then the last is the best there is
                 save_adapter()
-            save_state(state_file, weights, optimizer, progress, config)
+            save_state(state_file, weights, optimizer, progress, config.protocol())
             write_log(folder, config, hyper, dtype, progress, total)
 
     logs = (
@@ -652,7 +652,7 @@ def save_state(
     weights: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    config: TrainConfig,
+    protocol: Mapping[str, Any],
 ) -> None:
     """Everything needed to go on, in one safetensors file that is replaced at once."""
     tensors = {}
@@ -661,7 +661,7 @@ def save_state(
         moments = optimizer.state[weight]
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}/{name}"] = moments[moment] if moments else torch.zeros_like(weight)
-    meta = {"progress": json.dumps(asdict(progress)), "protocol": json.dumps(config.protocol())}
+    meta = {"progress": json.dumps(asdict(progress)), "protocol": json.dumps(protocol)}
     with replacing(file) as fresh:
         save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, fresh, metadata=meta)
 

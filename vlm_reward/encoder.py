@@ -580,7 +580,7 @@ def portable_name(name: str, adapter: Path) -> str:
     if not name or not folder.is_dir():
         return name
     folder = folder.resolve()
-    if adapter.resolve().parent == folder:
+    if folder in adapter.resolve().parents[:2]:  # a judge lies within an adapter
         return folder.name
     if folder.is_relative_to(CHECKPOINTS):
         return folder.relative_to(CHECKPOINTS).as_posix()

@@ -178,7 +178,7 @@ def write_blocks(
             if chunk is not None:
                 waiting.append(chunk)
                 if model.start_weight and chunk.start == 0:
-                    start[chunk.episode] = model.embed(chunk.frames[:1])
+                    start[chunk.episode] = model.embed_start(chunk.frames[:1])
             if waiting and (chunk is None or sum(len(each.frames) for each in waiting) >= BATCH):
                 said = [data.episodes[each.episode].instruction for each in waiting for _ in each.frames]
                 frames = np.concatenate([each.frames for each in waiting])

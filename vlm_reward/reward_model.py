@@ -25,17 +25,21 @@ from vlm_reward.encoder import (
     write_folder,
 )
 from vlm_reward.preprocess import preprocess
-from vlm_reward.similarity import cosine, toward
+from vlm_reward.similarity import cosine, keep, reached, toward
 
 METADATA = "vlm_reward.json"
-FORMAT_VERSION, START_VERSION = 1, 2  # without and with a start_weight, which an older library would overlook
+JUDGE = "judge"
+"""Folder of the judge within that of the adapter."""
+# Plain; with a start_weight; with a judge. An older library would overlook what came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION = 1, 2, 3
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
 class RewardModel:
     """Scores frames by a sentence: the cosine of the two embeddings, for each view.
 
-    With a `start_weight`, the cosine with the direction from the episode's first frame to the sentence.
+    With a `start_weight`, the cosine with the direction from the episode's first frame to the sentence. With a
+    judge, too, that rises where what is asked is still to be done, and falls where it is so from the start.
 
     A bare backbone is the zero-shot model. An adapter folder holds LoRA weights and names its backbone; it is
     merged into the weights when loaded, and can be saved again all the same.
@@ -45,6 +49,9 @@ class RewardModel:
         camera_spec: what the frames it was trained on look like, or None when it does not matter.
         start_weight: how much a score counts that a frame is unlike the first of its episode, see
             `vlm_reward.similarity.toward`; above 0, `score` needs to know the first frames.
+        judge: a model of the same cameras that tells from all views of the first frame whether what is asked is
+            so already (`vlm_reward.similarity.reached`), and then scores to keep it so (`keep`). Only with a
+            start_weight.
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -61,14 +68,18 @@ class RewardModel:
         *,
         camera_spec: CameraSpec | None = None,
         start_weight: float = 0.0,
+        judge: "RewardModel | None" = None,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if not (math.isfinite(start_weight) and start_weight >= 0):
             raise ValueError(f"start_weight must be at least 0, got {start_weight}")
+        if judge and not start_weight:
+            raise ValueError("a judge looks at the first frame: give a start_weight, too")
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
+        self.judge = judge
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -103,20 +114,26 @@ class RewardModel:
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
         metadata, spec, start_weight = _read_metadata(folder)
+        judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
             if not backbone:
                 raise ValueError(f"adapter {folder} names no backbone in {METADATA} or {ADAPTER_CONFIG}")
-            parent = folder.resolve().parent
+            around = folder.resolve().parents[:2]  # a judge lies in its adapter, that in its backbone
+            near = [up for up in around if up.name == backbone and (up / "config.json").is_file()]
             try:
                 encoder = DualEncoder.from_pretrained(
-                    parent if parent.name == backbone and (parent / "config.json").is_file() else backbone,
+                    near[0] if near else backbone,
                     revision=config.revision,
                     local_files_only=local_files_only,
                 )
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"the backbone of adapter {folder} is missing: {error}") from error
+            if metadata.get("judge"):
+                judge = cls.from_pretrained(
+                    folder / JUDGE, device=device, dtype=dtype, local_files_only=local_files_only
+                )
             encoder.load_adapter(folder)
             encoder.merge_lora()
         else:
@@ -124,7 +141,14 @@ class RewardModel:
                 path_or_hub_id, revision=revision, local_files_only=local_files_only
             )
         encoder.requires_grad_(False).to(device).eval()
-        model = cls(encoder, camera_spec=spec, start_weight=start_weight, metadata=metadata, dtype=dtype)
+        model = cls(
+            encoder,
+            camera_spec=spec,
+            start_weight=start_weight,
+            judge=judge,
+            metadata=metadata,
+            dtype=dtype,
+        )
         if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
             encoder.model.to(model.dtype)
         return model
@@ -143,8 +167,8 @@ class RewardModel:
             frames: uint8 [N, V, H, W, 3], upright, views in the order of `camera_spec`. H and W are free.
             text: one sentence for all, or N of them, one a timestep.
             start: where the episode began, if `start_weight` is above 0 (else it is not looked at): its first
-                frame, uint8 [V, H, W, 3], for all timesteps, or [N, V, H, W, 3], one a timestep; or what `embed`
-                gave for it, float32 [V, D] or [N, V, D], which saves embedding it again.
+                frame, uint8 [V, H, W, 3], for all timesteps, or [N, V, H, W, 3], one a timestep; or what
+                `embed_start` gave for it, [V, D'] or [N, V, D'], which saves embedding it again.
             batch_size: images a forward at most; None takes 256 on a GPU and 32 on a CPU, where the
                 activations of more fall out of its caches.
 
@@ -160,17 +184,63 @@ class RewardModel:
         if not isinstance(text, str) and len(text) != len(frames):
             raise ValueError(f"give one text or one a timestep, got {len(text)} for {len(frames)} timesteps")
         with torch.inference_mode():
-            texts = self._embed_texts([text] if isinstance(text, str) else text)[:, None]  # [1 or N, 1, D]
+            texts = [text] if isinstance(text, str) else text
             images = self._embed_frames(frames, batch_size)
-            if self.start_weight:
-                texts = toward(texts, self._embed_start(start, images), self.start_weight)
-            return cosine(images, texts).clamp(-1, 1).cpu().numpy()
+            starts = self._starts(start, images) if self.start_weight else None
+            return self._compare(images, texts, starts, dim=0).cpu().numpy()
+
+    def compare(
+        self, images: np.ndarray, texts: Sequence[str], starts: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scores under several sentences of frames that are embedded already.
+
+        Args:
+            images: what `embed` gave, [N, V, D].
+            texts: K sentences, all asked of each frame.
+            starts: what `embed_start` gave for the frame their episode began with, [V, D'], or [N, V, D'], one a
+                timestep; as in `score`.
+
+        Returns:
+            float32 [N, V, K] in [-1, 1].
+        """
+        with torch.inference_mode():
+            embedded = torch.as_tensor(images, device=self.encoder.device)
+            began = self._starts(starts, embedded) if self.start_weight else None
+            return self._compare(embedded, texts, began, dim=-1).cpu().numpy()
+
+    def _compare(
+        self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, dim: int
+    ) -> torch.Tensor:
+        """Scores of images [N, V, D] under texts, one a timestep or one for all (dim 0: [N, V]), or under each of
+        them (dim -1: [N, V, K]).
+        """
+
+        def against(own: torch.Tensor) -> torch.Tensor:
+            return own[:, None] if dim == 0 else own
+
+        if dim == -1:
+            images, starts = images[:, :, None], None if starts is None else starts[:, :, None]
+        goals, size = against(self._embed_texts(texts)), images.shape[-1]
+        if starts is None:
+            return cosine(images, goals).clamp(-1, 1)
+        scores = cosine(images, toward(goals, starts[..., :size], self.start_weight)).clamp(-1, 1)
+        if self.judge:
+            told = cosine(starts[..., size:], against(self.judge._embed_texts(texts)))
+            scores = keep(scores, reached(told.mean(1, keepdim=True)))  # all views show one scene
+        return scores
 
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
         """Image embeddings: float32 [N, V, D], unit norm. Arguments and errors are those of `score`."""
         self._check_frames(frames)
         with torch.inference_mode():
             return self._embed_frames(frames, batch_size).cpu().numpy()
+
+    def embed_start(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
+        """First frames, as `score` and `compare` take them: float32 [N, V, D'], what `embed` gives and, behind it,
+        what it gives of the judge, if there is one.
+        """
+        own = self.embed(frames)
+        return np.concatenate([own, self.judge.embed(frames)], axis=-1) if self.judge else own
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings: float32 [T, D], unit norm. Each unique sentence is computed once and kept."""
@@ -202,15 +272,30 @@ class RewardModel:
                 f"{self.metadata.get('objective', 'the model')} was not trained on camera "
                 f"{', '.join(sorted(foreign))}; it knows {', '.join(spec.cameras)}"
             )
-        return self._like_this(camera_spec=replace(spec, cameras=tuple(cameras)))
+        judge = self.judge and self.judge.with_cameras(cameras)
+        return self._like_this(camera_spec=replace(spec, cameras=tuple(cameras)), judge=judge)
 
     def with_start_weight(self, start_weight: float) -> "RewardModel":
-        """This model, which shares its weights, with another weight of the first frame; 0 does without."""
+        """This model, which shares its weights, with another weight of the first frame; 0 does without it, and
+        without a judge.
+        """
         return self._like_this(start_weight=start_weight)
 
+    def with_judge(self, judge: "RewardModel") -> "RewardModel":
+        """This model, which shares its weights, with another judge, or its first; see `training.judge`."""
+        name = str(self.metadata.get("objective", "unknown")).removesuffix("+judge")
+        facts = {key: value for key, value in self.metadata.items() if key != "evaluation"}
+        return self._like_this(judge=judge, metadata=facts | {"objective": f"{name}+judge"})
+
+    def with_any_views(self) -> "RewardModel":
+        """This model, which shares its weights, for frames of whatever camera and number of views."""
+        return self._like_this(camera_spec=None, judge=self.judge and self.judge.with_any_views())
+
     def _like_this(self, **changed: Any) -> "RewardModel":
-        same = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
-        return RewardModel(self.encoder, **same | changed, metadata=self.metadata, dtype=self.dtype)
+        same: dict[str, Any] = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
+        same["judge"] = self.judge if changed.get("start_weight", self.start_weight) else None
+        same["metadata"] = self.metadata
+        return RewardModel(self.encoder, **same | changed, dtype=self.dtype)
 
     def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
         """Write an adapter folder (LoRA alone) or, without LoRA, a stand-alone backbone; with a model card.
@@ -231,6 +316,8 @@ class RewardModel:
         self._save(Path(path), name or Path(path).name)
 
     def _save(self, final: Path, name: str) -> None:
+        if self.judge:
+            self.judge._save(final / JUDGE, f"{name}/{JUDGE}")
         with write_folder(final) as folder:
             if self.encoder.has_adapter:
                 self.encoder._write_adapter(folder, final)
@@ -296,6 +383,8 @@ class RewardModel:
         facts["camera_spec"] = self.camera_spec.to_dict() if self.camera_spec else None
         if self.start_weight:
             facts |= {"format_version": START_VERSION, "start_weight": self.start_weight}
+        if self.judge:
+            facts |= {"format_version": JUDGE_VERSION, "judge": True}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -332,24 +421,23 @@ class RewardModel:
                 parts.append(encoder.encode_images(pixels))
         return _finite(torch.cat(parts), "image").reshape(*frames.shape[:2], -1)
 
-    def _embed_start(self, start: np.ndarray | torch.Tensor | None, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings [1 or N, V, D] of the first frames of what is embedded as `images` [N, V, D]."""
+    def _starts(self, start: np.ndarray | torch.Tensor | None, images: torch.Tensor) -> torch.Tensor:
+        """`embed_start` [1 or N, V, D'] of the first frames of what is embedded as `images` [N, V, D]."""
         if start is None:
             raise ValueError(
                 "this model scores a frame against the first of its episode: give start=the first frame, uint8 "
                 "[V, H, W, 3], or do without by model.with_start_weight(0)"
             )
         if start.ndim >= 4:
-            frames = start if start.ndim == 5 else start[None]
-            self._check_frames(frames)
-            embedded = self._embed_frames(frames, None)
+            embedded = self.embed_start(start if start.ndim == 5 else start[None])
         else:
-            embedded = torch.as_tensor(start, dtype=images.dtype, device=images.device)
-            embedded = embedded if embedded.ndim == 3 else embedded[None]
-        if embedded.shape[1:] != images.shape[1:] or len(embedded) not in (1, len(images)):
+            embedded = start if start.ndim == 3 else start[None]
+        embedded = torch.as_tensor(embedded, dtype=images.dtype, device=images.device)
+        width = images.shape[-1] * (2 if self.judge else 1)
+        if embedded.shape[1:] != (images.shape[1], width) or len(embedded) not in (1, len(images)):
             raise ValueError(
                 f"start must be one first frame or {len(images)}, of {images.shape[1]} views, uint8 "
-                f"[..., V, H, W, 3] or embedded [..., V, D], got shape {tuple(start.shape)}"
+                f"[..., V, H, W, 3] or what embed_start gave, [..., V, {width}], got shape {tuple(start.shape)}"
             )
         return embedded
 
@@ -403,7 +491,7 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight")
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight", "judge")
 
 
 def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float]:
@@ -418,9 +506,9 @@ def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, flo
         start_weight = float(facts.get("start_weight", 0.0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in (FORMAT_VERSION, START_VERSION):
+    if version not in (FORMAT_VERSION, START_VERSION, JUDGE_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {START_VERSION}: upgrade vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {JUDGE_VERSION}: upgrade vlm-reward"
         )
     return facts, spec, start_weight
 

@@ -58,6 +58,40 @@ def toward(texts: torch.Tensor, starts: torch.Tensor, weight: float) -> torch.Te
     return torch.nn.functional.normalize(texts - weight * starts, dim=-1)
 
 
+def keep(scores: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
+    r"""Scores that ask to keep what is so already where an episode begins: $(1 - 2 p) S$.
+
+    Nothing changes where p is 0. Where it is 1 a frame scores the lower, the further it has come from the first
+    one, as what was asked can only be lost there. At one half nobody knows, and all frames score alike.
+
+    Args:
+        scores: [...], S.
+        reached: [...] in [0, 1], broadcast against `scores`: p, how surely what the sentence asks is so in the
+            episode's first frame.
+
+    Returns:
+        [...].
+    """
+    return (1 - 2 * reached) * scores
+
+
+REACHED_SCALE, REACHED_AT = 10.0, 0.3
+
+
+def reached(cosines: torch.Tensor) -> torch.Tensor:
+    r"""How surely what a sentence asks is so in a frame, $\sigma(10 (x \cdot y - 0.3))$.
+
+    It means something for a model that was trained to say it (`training.judge`), and for no other.
+
+    Args:
+        cosines: [...], of frames and sentences, or their mean over views.
+
+    Returns:
+        [...] in (0, 1).
+    """
+    return torch.sigmoid(REACHED_SCALE * (cosines - REACHED_AT))
+
+
 def multi_view(scores: Scores) -> Scores:
     """Mean over views.
 

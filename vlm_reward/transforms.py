@@ -223,7 +223,7 @@ class GoalBaseline:
             )
         self.model, self.alpha = model, alpha
         self.camera_spec, self.check_camera_spec = model.camera_spec, model.check_camera_spec
-        self.embed, self.embed_text = model.embed, model.embed_text
+        self.embed, self.embed_start, self.embed_text = model.embed, model.embed_start, model.embed_text
         self._baseline = model.embed_text([baseline])[0]
 
     def score(

@@ -212,9 +212,7 @@ def score(
         raise ValueError(f"views must show the same moments, but their numbers of frames differ: {told}")
 
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
-    judge = RewardModel(  # without its cameras: any views will do
-        trained.encoder, start_weight=trained.start_weight, dtype=trained.dtype
-    )
+    judge = trained.with_any_views()
     judge.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{clips[0].name}.csv", out / f"{clips[0].name}.png"

@@ -43,6 +43,7 @@ class Scorer(Protocol):
     def start_weight(self) -> float: ...
     def check_camera_spec(self, spec: CameraSpec) -> None: ...
     def embed(self, frames: np.ndarray) -> np.ndarray: ...
+    def embed_start(self, frames: np.ndarray) -> np.ndarray: ...
     def score(
         self, frames: np.ndarray, text: str | Sequence[str], *, start: np.ndarray | None = None
     ) -> np.ndarray: ...
@@ -349,7 +350,7 @@ class RewardStream:
         """Embeddings of the first frames that those of `stepped`, then of `reset` belong to, [F + R, V, D]."""
         if not self._model.start_weight:
             return None
-        fresh = self._model.embed(frames[reset, AFTER_RESET]) if reset else None
+        fresh = self._model.embed_start(frames[reset, AFTER_RESET]) if reset else None
         if self._starts is None:
             assert fresh is not None  # an environment begins with a reset
             self._starts = np.zeros((len(frames), *fresh.shape[1:]), np.float32)
