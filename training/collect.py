@@ -5,12 +5,14 @@
     python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
     python -m training.collect eval-opposites  # experts of the training tasks that have an opposite (listening)
     python -m training.collect train-rollouts  # random and sub-optimal rollouts of the training tasks
+    python -m training.collect train-rollouts --kinds wander --dataset vlm-reward/train-wander-v0
     python -m training.collect agent-rollouts --actions out/actions/*.npz   # what agents did (agents.record)
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
-goes astray at a random step). Stop with Ctrl-C and start again: finished episodes are kept. The dataset
-appears under Minari's root (or `--data-root`) when it is whole; `minari.load_dataset(ID)` opens it.
+goes astray at a random step); with `--kinds wander`, one whose hand then goes anywhere. Stop with Ctrl-C and
+start again: finished episodes are kept. The dataset appears under Minari's root (or `--data-root`) when it is
+whole; `minari.load_dataset(ID)` opens it.
 """
 
 import json
@@ -61,6 +63,8 @@ class Config:
     """Other tasks than the preset's."""
     actions: tuple[Path, ...] = ()
     """Of agent-rollouts: files of agents.record, of training tasks; their episodes are done again."""
+    kinds: tuple[Kind, ...] | None = None
+    """Of eval-rollouts and train-rollouts: who acts; random, noisy and mixed when not given."""
     episodes: int | None = None
     """Episodes per task and kind; default 3 (demos, train-rollouts), 50, 12 and 2 (eval-*)."""
     horizon: int | None = None
@@ -103,8 +107,8 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
     if (config.preset == "agent-rollouts") != bool(config.actions):
         raise ValueError("agent-rollouts, and nothing else, is made of --actions, files of agents.record")
     if config.actions:
-        if config.tasks or config.episodes or config.horizon:
-            raise ValueError("tasks, episodes and horizon of agent-rollouts are those of their --actions")
+        if config.tasks or config.kinds or config.episodes or config.horizon:
+            raise ValueError("tasks, kinds, episodes and horizon of agent-rollouts are those of their --actions")
         return [
             Job(task, "agent", i, 0, acted.shape[1], spec, parts / f"{number:03d}-{task}-agent-{i:03d}", file)
             for number, file in enumerate(sorted(config.actions))
@@ -119,7 +123,9 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
     tasks = config.tasks or usual
     for task in tasks:
         check_task(task)
-    kinds: tuple[Kind, ...] = ("random", "noisy", "mixed") if rollouts else ("expert",)
+    if config.kinds and (not rollouts or "expert" in config.kinds):
+        raise ValueError("kinds are for eval-rollouts and train-rollouts; experts have presets of their own")
+    kinds = config.kinds or (("random", "noisy", "mixed") if rollouts else ("expert",))
     often = {"eval-expert": 50, "eval-rollouts": 12, "eval-opposites": 2}
     episodes = config.episodes or often.get(config.preset, 3)
     long = {"eval-rollouts": 150, "train-rollouts": 100}

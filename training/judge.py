@@ -273,8 +273,8 @@ def judge(config: JudgeConfig) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
             progress.step += 1
+            bar.set_postfix_str(f"loss {progress.loss:.3f}", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"loss {progress.loss:.3f}")
             if progress.step % config.validate_every == 0 or progress.step == config.steps:
                 save_state(state, weights, optimizer, progress, config.protocol())
                 if unseen:

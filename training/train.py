@@ -391,8 +391,9 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             progress.samples += len(batch)
             progress.images += len(batch.rows) + (config.order_groups * config.order_images if orders else 0)
             progress.seconds += time.perf_counter() - began
+            speed = f"{progress.samples / progress.seconds:.0f} samples/s"
+            bar.set_postfix_str(f"loss {value:.4f}, {speed}", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"loss {value:.4f}, {progress.samples / progress.seconds:.0f} samples/s")
             if board:
                 scalars = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
                 for name, scalar in scalars.items():

@@ -17,9 +17,11 @@ from metaworld.policies import ENV_POLICY_MAP
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.tasks import check_task
 
-Kind = Literal["expert", "random", "noisy", "mixed"]
+Kind = Literal["expert", "random", "noisy", "mixed", "wander"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+WORKSPACE = ((-0.5, 0.4, 0.05), (0.5, 1.0, 0.5))
+"""Corners of the box that the hand can be in, metres: Meta-World's bounds of the mocap body, of most tasks."""
 MAX_EPISODE_STEPS = 500
 """Meta-World raises when stepped further."""
 
@@ -212,15 +214,22 @@ def behaviour(
 
     `expert`: the scripted policy. `random`: uniform actions, each held for 5 steps (so that the hand gets
     somewhere). `noisy`: the expert plus Gaussian noise of a standard deviation drawn from [0.3, 1.5].
-    `mixed`: the expert up to a step drawn from [5, 60], then random.
+    `mixed`: the expert up to a step drawn from [5, 60], then random. `wander`: the same, but then the hand goes to
+    points drawn in all of its workspace, 40 steps for each: where an agent that hacks a reward may end.
     """
     expert = expert_policy(task)
     noise = generator.uniform(0.3, 1.5)
-    astray = {"random": 0, "mixed": int(generator.integers(5, 61))}.get(kind, sys.maxsize)
+    departure = int(generator.integers(5, 61))
+    astray = {"random": 0, "mixed": departure, "wander": departure}.get(kind, sys.maxsize)
     held = np.zeros(4, np.float32)
 
     def act(step: int, observation: np.ndarray) -> np.ndarray:
         nonlocal held
+        if step >= astray and kind == "wander":
+            if (step - astray) % 40 == 0:
+                held = np.append(generator.uniform(*WORKSPACE), generator.uniform(-1, 1))
+            toward = 10 * (held[:3] - observation[:3])
+            return np.clip(np.append(toward, held[3]), -1, 1).astype(np.float32)
         if step >= astray:
             if (step - astray) % 5 == 0:
                 held = generator.uniform(-1, 1, 4).astype(np.float32)
