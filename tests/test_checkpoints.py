@@ -15,7 +15,7 @@ from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT, instruction, train_tasks
 
 BACKBONE = CHECKPOINTS / "siglip2-tiny"
-ADAPTERS = sorted(path.parent for path in BACKBONE.glob("*/adapter_config.json"))
+ADAPTERS = sorted(path.parent for path in BACKBONE.rglob("*/adapter_config.json"))
 
 
 def test_there_is_a_triplet_adapter():

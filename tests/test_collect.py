@@ -147,6 +147,10 @@ def test_presets():
     assert len(rollouts) == 44 * 3 * 3
     assert {job.horizon for job in rollouts} == {100}
     assert not {job.task for job in rollouts} & set(HELD_OUT)
+    wander = jobs_of(Config("train-rollouts", kinds=("wander",)), Path())
+    assert [(job.task, job.kind) for job in wander] == [
+        (t, "wander") for t in train_tasks() for _ in range(3)
+    ]
     opposites = jobs_of(Config("eval-opposites"), Path())
     assert len(opposites) == 48
     shown = {(job.task, job.kind, job.index, job.seed) for job in demos}
@@ -156,13 +160,16 @@ def test_presets():
 def test_bad_settings_fail_at_once(tmp_path):
     with pytest.raises(ValueError, match="unknown Meta-World task 'drawer-shut-v3'"):
         jobs_of(Config("demos", tasks=("drawer-shut-v3",)), Path())
+    for preset, kinds in (("demos", ("wander",)), ("eval-rollouts", ("random", "expert"))):
+        with pytest.raises(ValueError, match="kinds are for eval-rollouts and train-rollouts"):
+            jobs_of(Config(preset, kinds=kinds), Path())
     with pytest.raises(ValueError, match="episodes must be >= 1"):
         jobs_of(Config("demos", horizon=501), Path())
     with pytest.raises(ValueError, match="agent-rollouts, and nothing else, is made of --actions"):
         jobs_of(Config("agent-rollouts"), Path())
     with pytest.raises(ValueError, match="agent-rollouts, and nothing else, is made of --actions"):
         jobs_of(Config("demos", actions=(tmp_path / "actions.npz",)), Path())
-    with pytest.raises(ValueError, match="tasks, episodes and horizon of agent-rollouts are those"):
+    with pytest.raises(ValueError, match="tasks, kinds, episodes and horizon of agent-rollouts"):
         jobs_of(Config("agent-rollouts", actions=(tmp_path / "actions.npz",), episodes=2), Path())
     with pytest.raises(ValueError, match="no camera named corner9"):
         collect.collect(replace(QUICK, cameras=("corner9",), data_root=tmp_path))

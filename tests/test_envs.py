@@ -166,3 +166,18 @@ def test_behaviours_do_what_they_are_called():
     assert np.array_equal(mixed(0, observation), expert)
     assert not np.array_equal(mixed(70, observation), expert)
     env.close()
+
+
+def test_a_wandering_hand_begins_as_the_expert_and_goes_anywhere():
+    env = make_env("drawer-close-v3")
+    observation, _ = env.reset(seed=0)
+    wander = behaviour("drawer-close-v3", "wander", np.random.default_rng(0))
+    expert = behaviour("drawer-close-v3", "expert", np.random.default_rng(0))
+    assert np.array_equal(wander(0, observation), expert(0, observation))
+    hands = []
+    for step in range(60 + 6 * 40):
+        observation, *_ = env.step(wander(step, observation))
+        hands.append(observation[:3])
+    reach = np.ptp(hands[60:], axis=0)
+    assert (reach > (0.4, 0.2, 0.15)).all()  # metres, of a box of 1 x 0.6 x 0.45
+    env.close()

@@ -122,6 +122,9 @@ def test_a_judge_learns_to_tell_and_is_saved_with_the_adapter(config, monkeypatc
     assert "evaluation" not in model.metadata
     assert model.judge.metadata["validation"] == found
     assert not (config.output / "state.safetensors").exists()
+    card = (config.output / "judge" / "README.md").read_text()
+    assert "tells from camera frames whether what a sentence asks is so already" in card
+    assert "what is not so in 100.0 %, so in 100.0 %." in card
     before = RewardModel.from_pretrained(config.adapter)
     frames = np.random.default_rng(0).integers(0, 255, (2, 2, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(model.embed(frames), before.embed(frames))  # the adapter is as it was

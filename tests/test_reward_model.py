@@ -159,6 +159,7 @@ def test_the_judge_is_saved_with_its_adapter_and_an_older_library_would_refuse_i
     facts = json.loads((folder / module.METADATA).read_text())
     assert (facts["judge"], facts["format_version"], facts["objective"]) == (True, 3, "triplet+judge")
     assert facts["backbone"] == "tiny"
+    assert "Its judge, in a folder of this one" in (folder / "README.md").read_text()
     shutil.move(tmp_path / "tiny", tmp_path / "else" / "tiny")  # all three can be moved together
     again = RewardModel.from_pretrained(tmp_path / "else" / "tiny" / "judged", dtype=torch.float32)
     assert again.judge.metadata["backbone"] == "tiny"

@@ -108,7 +108,9 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
         raise ValueError("agent-rollouts, and nothing else, is made of --actions, files of agents.record")
     if config.actions:
         if config.tasks or config.kinds or config.episodes or config.horizon:
-            raise ValueError("tasks, kinds, episodes and horizon of agent-rollouts are those of their --actions")
+            raise ValueError(
+                "tasks, kinds, episodes and horizon of agent-rollouts are those of their --actions"
+            )
         return [
             Job(task, "agent", i, 0, acted.shape[1], spec, parts / f"{number:03d}-{task}-agent-{i:03d}", file)
             for number, file in enumerate(sorted(config.actions))

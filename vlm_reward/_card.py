@@ -83,24 +83,34 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if adapter else [])],
         eval_results=results or None,
     )
-    start = ", start=frames[0]" if facts.get("start_weight") else ""
+    judges = facts.get("objective") == "judge"
+    start, sentence = ", start=frames[0]" if facts.get("start_weight") else "", "open the drawer"
+    does, after = "scores robot camera frames by a sentence: a dense reward", ""
+    if judges:
+        does = "tells from camera frames whether what a sentence asks is so already: above a score of 0.3"
+        sentence, after = "close the drawer", ".mean(1) > 0.3"
     body = [
         f"# {name}",
         "",
-        f"A {'LoRA adapter' if adapter else 'dual encoder'} that scores robot camera frames by a sentence: "
-        "a dense reward.",
+        f"A {'LoRA adapter' if adapter else 'dual encoder'} that {does}.",
         "",
         "```python",
         "from vlm_reward.reward_model import RewardModel",
         "",
         f'model = RewardModel.from_pretrained("{name}")  # or the path of this folder',
-        f'scores = model.score(frames, "open the drawer"{start})  # uint8 [N, V, H, W, 3] -> float32 [N, V]',
+        f'scores = model.score(frames, "{sentence}"{start}){after}  # uint8 [N, V, H, W, 3] -> '
+        f"{'bool [N]' if judges else 'float32 [N, V]'}",
         "```",
     ]
     if start:
         body += [
             "",
             "A frame is scored against the first of its episode (`start`), which wrappers do themselves.",
+        ]
+    if facts.get("judge"):
+        body += [
+            "Its judge, in a folder of this one, tells from all views of that frame whether what is asked is so",
+            "already; then the score turns its sign, so that to keep it so is best.",
         ]
     if results:
         body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
@@ -111,8 +121,9 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             figure = (result.metric_name or "").removesuffix(", %")
             body.append(f"| {result.dataset_name} | {figure} | {result.metric_value}{interval} |")
     if adapter and isinstance(protocol := facts.get("protocol"), Mapping):
-        body += ["", "## Data and protocol", "", _learned(facts, protocol)]
-    if adapter:
+        learned = _judge_learned if judges else _learned
+        body += ["", "## Data and protocol", "", learned(facts, protocol)]
+    if adapter and not judges:
         body += ["", "## Use and limits", "", _USE]
     rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
     if spec := facts["camera_spec"]:
@@ -149,6 +160,22 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         f"{protocol.get('sampler')} sampler; peak learning rate {protocol.get('learning_rate')}; LoRA {lora} on",
         f"both towers{head}; the adapter of step {facts.get('trained_steps')}, on the held-back trajectories",
         f"the best by `{protocol.get('select')}`.",
+    ]
+    return " ".join(filter(None, told))
+
+
+def _judge_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Of a judge: where it was learned, and how often it is right."""
+    right = facts.get("validation", {})
+    so = ", ".join(f"{name} in {100 * part:.1f} %" for name, part in right.items())
+    told = [
+        f"First and last frames of the demonstrations `{protocol.get('dataset')}` and first frames of "
+        f"{_code(protocol.get('starts'))}: {len(facts.get('train_tasks', []))} tasks, no frame and no sentence of "
+        f"a held-out one. Seed {facts.get('seed')}, {facts.get('trained_steps')} steps, LoRA r "
+        f"{protocol.get('lora_rank')} on both towers, the pooling attention whole.",
+        f"On first frames of these tasks that it has not seen it tells right, from all views, what is {so}."
+        if so
+        else "",
     ]
     return " ".join(filter(None, told))
 
