@@ -187,7 +187,7 @@ class RewardModel:
             texts = [text] if isinstance(text, str) else text
             images = self._embed_frames(frames, batch_size)
             starts = self._starts(start, images) if self.start_weight else None
-            return self._compare(images, texts, starts, dim=0).cpu().numpy()
+            return self._compare(images, texts, starts, each=True)[..., 0].cpu().numpy()
 
     def compare(
         self, images: np.ndarray, texts: Sequence[str], starts: np.ndarray | None = None
@@ -206,28 +206,26 @@ class RewardModel:
         with torch.inference_mode():
             embedded = torch.as_tensor(images, device=self.encoder.device)
             began = self._starts(starts, embedded) if self.start_weight else None
-            return self._compare(embedded, texts, began, dim=-1).cpu().numpy()
+            return self._compare(embedded, texts, began, each=False).cpu().numpy()
 
     def _compare(
-        self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, dim: int
+        self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
     ) -> torch.Tensor:
-        """Scores of images [N, V, D] under texts, one a timestep or one for all (dim 0: [N, V]), or under each of
-        them (dim -1: [N, V, K]).
-        """
+        """Scores [N, V, K] of images [N, V, D] under K texts; `each`: one a timestep, or one for all; K is 1."""
 
-        def against(own: torch.Tensor) -> torch.Tensor:
-            return own[:, None] if dim == 0 else own
+        def said(model: RewardModel) -> torch.Tensor:
+            embedded = model._embed_texts(texts)
+            return embedded[:, None, None] if each else embedded
 
-        if dim == -1:
-            images, starts = images[:, :, None], None if starts is None else starts[:, :, None]
-        goals, size = against(self._embed_texts(texts)), images.shape[-1]
+        images, size = images[:, :, None], images.shape[-1]
         if starts is None:
-            return cosine(images, goals).clamp(-1, 1)
-        scores = cosine(images, toward(goals, starts[..., :size], self.start_weight)).clamp(-1, 1)
-        if self.judge:
-            told = cosine(starts[..., size:], against(self.judge._embed_texts(texts)))
-            scores = keep(scores, reached(told.mean(1, keepdim=True)))  # all views show one scene
-        return scores
+            return cosine(images, said(self)).clamp(-1, 1)
+        starts = starts[:, :, None]
+        scores = cosine(images, toward(said(self), starts[..., :size], self.start_weight)).clamp(-1, 1)
+        if self.judge is None:
+            return scores
+        seen = cosine(starts[..., size:], said(self.judge)).mean(1, keepdim=True)  # all views show one scene
+        return keep(scores, reached(seen))
 
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
         """Image embeddings: float32 [N, V, D], unit norm. Arguments and errors are those of `score`."""

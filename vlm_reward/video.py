@@ -212,8 +212,8 @@ def score(
         raise ValueError(f"views must show the same moments, but their numbers of frames differ: {told}")
 
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
-    judge = trained.with_any_views()
-    judge.embed_text([sentence])  # refuses what is too long before anything is decoded
+    scorer = trained.with_any_views()
+    scorer.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{clips[0].name}.csv", out / f"{clips[0].name}.png"
     strip, parts = Strip(), []
@@ -226,12 +226,12 @@ def score(
     ):
         rows = csv.writer(file)
         rows.writerow(["frame", "time", "score", *names])
-        moments = _moments(clips, every, strip, judge)
+        moments = _moments(clips, every, strip, scorer)
         first = None
         for batch in iter(lambda: list(itertools.islice(moments, CHUNK)), []):
             frames = np.stack([views for _, _, views in batch])
             first = frames[0] if first is None else first
-            scores = judge.score(frames, sentence, start=first)
+            scores = scorer.score(frames, sentence, start=first)
             parts.append(scores)
             for (number, time, _), values in zip(batch, scores, strict=True):
                 seconds = "" if time is None else f"{time:.3f}"
