@@ -71,7 +71,7 @@ class AgentConfig(RewardConfig):
     """One of the 50 Meta-World tasks (vlm_reward.tasks)."""
     reward: str = "dense"
     """dense (the task's own), sparse (1 at each step that succeeds), zero-shot (the bare backbone), or a
-    checkpoint: a folder, a name under checkpoints/ such as siglip2-tiny/triplet+order+wrong+start, or a Hub id."""
+    checkpoint: a folder, a name under checkpoints/ such as siglip2-tiny/triplet+order+start, or a Hub id."""
     timesteps: int = 100_000
     """Environment steps, over all environments; ppo makes whole rollouts, so up to one more."""
     seed: int = 0
@@ -198,7 +198,7 @@ class AgentConfig(RewardConfig):
 
     @property
     def reward_label(self) -> str:
-        """How results name the reward: `dense`, `siglip2-tiny/triplet+order+wrong+start, difference, corner`."""
+        """How results name the reward: `dense`, `siglip2-tiny/triplet, difference, corner`."""
         if self.label:
             return self.label
         parts = [self.reward]

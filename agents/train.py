@@ -2,7 +2,7 @@
 
     python -m agents.train --task drawer-close-v3 --reward dense
     python -m agents.train --task drawer-close-v3 --reward sparse --monitor siglip2-tiny/triplet+order+wrong+start
-    python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/triplet+order+wrong+start --cameras corner
+    python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/triplet+order+start --cameras corner
 
 The run's folder is printed at the end (runs/agents/...): `best` and `last` agent, `episodes.jsonl`,
 `evaluations.jsonl`, TensorBoard's scalars; a row goes to agents/results/. Ctrl-C stops, saves, and says how

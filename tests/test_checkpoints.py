@@ -59,7 +59,7 @@ def test_every_checkpoint_has_a_model_card(folder):
 
 @pytest.mark.parametrize(
     ("adapter", "task"),
-    [("triplet", "drawer-open-v3"), ("triplet+order+wrong+start", "door-open-v3")],
+    [("triplet", "drawer-open-v3"), ("triplet+order+wrong+start+judge", "door-open-v3")],
 )
 def test_an_expert_on_a_held_out_task_is_rewarded(adapter, task):
     """The main job, on real frames: progress of the expert ranks by time, also where door-close was learned."""

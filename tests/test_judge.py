@@ -43,7 +43,7 @@ def config(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root / "minari"))
     encoder = DualEncoder.from_pretrained(tiny_backbone_dir)
     encoder.add_lora(r=2)
-    facts = {"objective": "triplet+start", "evaluation": [], "train_tasks": list(TASKS)}
+    facts = {"objective": "triplet+start", "evaluation": [], "validation": {"val_voc": 0.9}}
     adapter = RewardModel(encoder, camera_spec=SPEC, start_weight=0.5, metadata=facts)
     adapter.save_pretrained(tmp_path / "adapter")
     return JudgeConfig(
@@ -119,7 +119,7 @@ def test_a_judge_learns_to_tell_and_is_saved_with_the_adapter(config, monkeypatc
     model = RewardModel.from_pretrained(config.output)
     assert model.judge
     assert model.metadata["objective"] == "triplet+start+judge"
-    assert "evaluation" not in model.metadata
+    assert not {"evaluation", "validation"} & set(model.metadata)
     assert model.judge.metadata["validation"] == found
     assert not (config.output / "state.safetensors").exists()
     card = (config.output / "judge" / "README.md").read_text()

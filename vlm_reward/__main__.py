@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-MODEL = "siglip2-tiny/triplet+order+wrong+start"
+MODEL = "siglip2-tiny/triplet+order+wrong+start+judge"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class RewardModel:
             embeddings are normalised in float32). None picks by the device, see `auto_dtype`.
 
     Example:
-        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start")
+        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start+judge")
         >>> scores = model.score(frames, "open the drawer", start=frames[0])  # uint8 [N, V, H, W, 3] -> [N, V]
     """
 
@@ -282,7 +282,8 @@ class RewardModel:
     def with_judge(self, judge: "RewardModel") -> "RewardModel":
         """This model, which shares its weights, with another judge, or its first; see `training.judge`."""
         name = str(self.metadata.get("objective", "unknown")).removesuffix("+judge")
-        facts = {key: value for key, value in self.metadata.items() if key != "evaluation"}
+        without = ("evaluation", "validation")  # of the scores before
+        facts = {key: value for key, value in self.metadata.items() if key not in without}
         return self._like_this(judge=judge, metadata=facts | {"objective": f"{name}+judge"})
 
     def with_any_views(self) -> "RewardModel":

@@ -439,7 +439,7 @@ class VLMRewardWrapper(gym.Wrapper):
         RuntimeError: no renderer works.
 
     Example:
-        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start")
+        >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start+judge")
         >>> env = VLMRewardWrapper(make_env("drawer-open-v3"), model, "open the green drawer")
         >>> observation, info = env.reset(seed=0)
         >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
@@ -669,7 +669,7 @@ class VLMVectorRewardWrapper(VectorWrapper):
 
 def make_reward_env(
     task: str,
-    model: "Scorer | str | Path" = "siglip2-tiny/triplet+order+wrong+start",
+    model: "Scorer | str | Path" = "siglip2-tiny/triplet+order+wrong+start+judge",
     instruction: Instruction | None = None,
     *,
     device: str = "cpu",
