@@ -181,3 +181,19 @@ def test_a_wandering_hand_begins_as_the_expert_and_goes_anywhere():
     reach = np.ptp(hands[60:], axis=0)
     assert (reach > (0.4, 0.2, 0.15)).all()  # metres, of a box of 1 x 0.6 x 0.45
     env.close()
+
+
+def test_who_misses_moves_like_the_expert_and_leaves_the_window_as_it_was():
+    moved = {}
+    for kind in ("expert", "miss"):
+        env = make_env("window-open-v3")
+        observation, _ = env.reset(seed=0)
+        act = behaviour("window-open-v3", kind, np.random.default_rng(1))
+        hand, window = observation[:3], observation[4:7]
+        for step in range(100):
+            observation, *_ = env.step(act(step, observation))
+        env.close()
+        moved[kind] = [np.linalg.norm(observation[:3] - hand), np.linalg.norm(observation[4:7] - window)]
+    assert moved["expert"][1] > 0.1  # metres
+    assert moved["miss"][1] < 0.02
+    assert moved["miss"][0] > 0.05

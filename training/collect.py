@@ -5,14 +5,14 @@
     python -m training.collect eval-rollouts   # random and sub-optimal rollouts of them (consistency)
     python -m training.collect eval-opposites  # experts of the training tasks that have an opposite (listening)
     python -m training.collect train-rollouts  # random and sub-optimal rollouts of the training tasks
-    python -m training.collect train-rollouts --kinds wander --dataset vlm-reward/train-wander-v0
+    python -m training.collect train-rollouts --kinds wander miss --dataset vlm-reward/train-hacks-v0
     python -m training.collect agent-rollouts --actions out/actions/*.npz   # what agents did (agents.record)
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
-goes astray at a random step); with `--kinds wander`, one whose hand then goes anywhere. Stop with Ctrl-C and
-start again: finished episodes are kept. The dataset appears under Minari's root (or `--data-root`) when it is
-whole; `minari.load_dataset(ID)` opens it.
+goes astray at a random step); with `--kinds`, `wander` (an expert whose hand then goes anywhere) and `miss` (an
+expert beside the object). Stop with Ctrl-C and start again: finished episodes are kept. The dataset appears
+under Minari's root (or `--data-root`) when it is whole; `minari.load_dataset(ID)` opens it.
 """
 
 import json

@@ -17,7 +17,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.tasks import check_task
 
-Kind = Literal["expert", "random", "noisy", "mixed", "wander"]
+Kind = Literal["expert", "random", "noisy", "mixed", "wander", "miss"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 WORKSPACE = ((-0.5, 0.4, 0.05), (0.5, 1.0, 0.5))
@@ -214,12 +214,17 @@ def behaviour(
 
     `expert`: the scripted policy. `random`: uniform actions, each held for 5 steps (so that the hand gets
     somewhere). `noisy`: the expert plus Gaussian noise of a standard deviation drawn from [0.3, 1.5].
-    `mixed`: the expert up to a step drawn from [5, 60], then random. `wander`: the same, but then the hand goes to
-    points drawn in all of its workspace, 40 steps for each: where an agent that hacks a reward may end.
+    `mixed`: the expert up to a step drawn from [5, 60], then random. `wander`: the same, but then the hand goes
+    to points drawn in all of its workspace, 40 steps each: where an agent that hacks a reward may end. `miss`: the
+    expert that takes the object to be 8 to 15 cm beside or above where it is, and goes through the motions there.
     """
     expert = expert_policy(task)
     noise = generator.uniform(0.3, 1.5)
     departure = int(generator.integers(5, 61))
+    aside = np.zeros(3)
+    if kind == "miss":
+        way = generator.normal(size=3)
+        aside = generator.uniform(0.08, 0.15) * np.append(way[:2], abs(way[2])) / np.linalg.norm(way)
     astray = {"random": 0, "mixed": departure, "wander": departure}.get(kind, sys.maxsize)
     held = np.zeros(4, np.float32)
 
@@ -234,7 +239,9 @@ def behaviour(
             if (step - astray) % 5 == 0:
                 held = generator.uniform(-1, 1, 4).astype(np.float32)
             return held
-        action = expert(observation)
+        seen = observation.copy()
+        seen[4:7] += aside
+        action = expert(seen)
         if kind == "noisy":
             action = action + noise * generator.normal(size=4)
         return np.clip(action, -1, 1).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm_reward.cameras import CameraSpec
 
-KINDS: tuple[str, ...] = ("expert", "random", "noisy", "mixed", "wander", "agent")
+KINDS: tuple[str, ...] = ("expert", "random", "noisy", "mixed", "wander", "miss", "agent")
 CHUNK = 64  # timesteps
 
 
@@ -23,7 +23,7 @@ class EpisodeInfo:
         length: number of frames; steps + 1 where the last observation is stored.
         task: Meta-World task, e.g. `drawer-close-v3`; of another dataset, its sentence.
         instruction: the sentence, e.g. `close the green drawer`.
-        kind: who acted: `expert`, `random`, `noisy`, `mixed`, `wander` or `agent`.
+        kind: who acted: `expert`, `random`, `noisy`, `mixed`, `wander`, `miss` or `agent`.
         seed: seed of the environment; of another dataset, the number of the episode.
         success: whether any step succeeded; True where the dataset does not say.
     """
