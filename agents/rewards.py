@@ -15,8 +15,8 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it was not trained on one of the cameras; the sentence is empty or too long; a
-            judge_weight for a model without a judge; goal-baseline of one that scores against the first frame.
+        ValueError: it was not trained on one of the cameras; the sentence is empty or too long; goal-baseline of
+            a model that scores against the episode's first frame.
     """
     if config.scored_by is None:
         return None
@@ -25,8 +25,6 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
     model.embed_text([config.sentence])
     if config.start_weight is not None:
         model = model.with_start_weight(config.start_weight)
-    if config.judge_weight is not None:
-        model = model.with_judge_weight(config.judge_weight)
     if config.transform == "goal-baseline":
         return GoalBaseline(model, config.baseline, config.baseline_strength)
     return model

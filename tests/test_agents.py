@@ -29,7 +29,6 @@ from training import collect, scenes
 from training.config import TrainConfig
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.datasets import open_dataset
-from vlm_reward.reward_model import RewardModel
 from vlm_reward.sb3 import VLMRewardVecEnv
 
 TINY = {"net_width": 8, "net_layers": 1, "batch_size": 8, "learning_starts": 20, "eval_episodes": 2}
@@ -556,16 +555,6 @@ def test_cameras_that_the_model_does_not_know_are_refused(tiny_adapter_dir):
     blurred = load_scorer(replace(config, transform="goal-baseline", baseline_strength=1.0))
     frames = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32, 3), dtype=np.uint8)
     assert not np.allclose(blurred.score(frames, "push"), scorer.score(frames, "push"), atol=0.01)
-
-
-def test_a_judge_counts_by_its_weight_where_there_is_one(tiny_adapter_dir):
-    config = AgentConfig(reward="siglip2-tiny/triplet+order+wrong+start+judge", judge_weight=0.5)
-    scorer = load_scorer(config)
-    assert isinstance(scorer, RewardModel)
-    assert scorer.judge_weight == 0.5
-    assert config.reward_label == "siglip2-tiny/triplet+order+wrong+start+judge, judge 0.5"
-    with pytest.raises(ValueError, match="a judge_weight needs a judge"):
-        load_scorer(replace(config, reward=str(tiny_adapter_dir)))
 
 
 @pytest.mark.parametrize(

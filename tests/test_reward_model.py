@@ -139,32 +139,6 @@ def test_without_the_first_frame_there_is_no_judge(judged, model, frames):
     np.testing.assert_array_equal(bare.score(frames, TEXT), model.score(frames, TEXT))
 
 
-def test_what_the_judge_sees_in_the_frame_itself_counts_by_its_weight(judged, frames):
-    weighed, texts = judged.with_judge_weight(0.5), [TEXT, "close the door"]
-    plain = np.stack([judged.score(frames, text, start=frames[0]) for text in texts], -1)
-    seen = judged.judge.embed(frames) @ judged.judge.embed_text(texts).T  # [N, V, 2]
-    expected = (plain + 0.5 * (seen - seen[:1])) / 2
-    assert np.abs(expected - plain / 2).max() > 0.01
-    start, embedded = weighed.embed_start(frames[:1])[0], weighed.embed(frames)
-    assert (start.shape, embedded.shape, judged.embed(frames).shape) == ((2, 64), (3, 2, 64), (3, 2, 32))
-    np.testing.assert_allclose(weighed.compare(embedded, texts, start), expected, atol=1e-5)
-    for number, text in enumerate(texts):
-        for given in (frames[0], start):
-            np.testing.assert_allclose(
-                weighed.score(frames, text, start=given), expected[..., number], atol=1e-5
-            )
-    same = weighed.with_judge_weight(0).score(frames, TEXT, start=frames[0])
-    np.testing.assert_array_equal(same, plain[..., 0])
-    one = weighed.with_cameras(("corner3",)).with_any_views()
-    assert one.judge_weight == 0.5
-    bare = weighed.with_start_weight(0)
-    assert (bare.judge, bare.judge_weight) == (None, 0)
-    with pytest.raises(ValueError, match="needs a judge"):
-        bare.with_judge_weight(1)
-    with pytest.raises(ValueError, match="judge_weight must be at least 0, got -1"):
-        judged.with_judge_weight(-1)
-
-
 def test_a_judge_of_one_camera_sees_that_view_alone(judged, frames):
     one = judged.with_cameras(("corner3",))
     seen = judged.judge.embed(frames[:1])[0, 1] @ judged.judge.embed_text([TEXT])[0]
@@ -189,10 +163,7 @@ def test_the_judge_is_saved_with_its_adapter_and_an_older_library_would_refuse_i
     shutil.move(tmp_path / "tiny", tmp_path / "else" / "tiny")  # all three can be moved together
     again = RewardModel.from_pretrained(tmp_path / "else" / "tiny" / "judged", dtype=torch.float32)
     assert again.judge.metadata["backbone"] == "tiny"
-    again.with_judge_weight(0.5).save_pretrained(folder)  # and again, over nothing and over itself
-    facts = json.loads((folder / module.METADATA).read_text())
-    assert (facts["judge_weight"], facts["format_version"]) == (0.5, 4)
-    assert RewardModel.from_pretrained(folder).judge_weight == 0.5
+    again.save_pretrained(folder)  # and again, over nothing and over itself
     again.save_pretrained(folder)
     again = RewardModel.from_pretrained(folder, dtype=torch.float32)
     same = RewardModel.from_pretrained(tmp_path / "else" / "tiny" / "judged", dtype=torch.float32)
@@ -551,7 +522,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 5}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 4}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -564,7 +535,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 5, this vlm-reward reads up to 4: upgrade"),
+        ("newer", ValueError, "format version 4, this vlm-reward reads up to 3: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vlm_reward.similarity import confirmed, cosine, keep, multi_view, negative_l2, reached, toward
+from vlm_reward.similarity import cosine, keep, multi_view, negative_l2, reached, toward
 
 vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-10, 10))
 
@@ -106,11 +106,3 @@ def test_what_is_so_already_turns_the_score_round():
     torch.testing.assert_close(reached(torch.tensor([0.3, 0.4])), torch.tensor([0.5, 1 / (1 + math.exp(-1))]))
     scores = keep(torch.tensor([0.8, -0.2]), torch.tensor([[0.0], [0.25], [0.5], [1.0]]))
     torch.testing.assert_close(scores, torch.tensor([[0.8, -0.2], [0.4, -0.1], [0.0, 0.0], [-0.8, 0.2]]))
-
-
-def test_what_the_judge_sees_now_counts_by_its_weight():
-    scores, now, then = torch.tensor([0.5, -0.5, 1.0]), torch.tensor([0.4, 0.1, 1.0]), torch.tensor(-0.2)
-    torch.testing.assert_close(confirmed(scores, now, then, 0.0), scores)
-    expected = torch.tensor([(0.5 + 0.3) / 2, (-0.5 + 0.15) / 2, (1 + 0.6) / 2])
-    torch.testing.assert_close(confirmed(scores, now, then, 0.5), expected)
-    assert confirmed(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(-1.0), 3.0) == 1  # at its most

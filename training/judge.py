@@ -5,13 +5,11 @@
 
 "close the window" of a closed one: nothing is left to do, and a frame scores the lower, the further the scene has
 come from there (vlm_reward.similarity.keep). What the finetuned adapters see of that is chance, so the judge is an
-adapter of its own, with the pooling attention. These frames teach it:
+adapter of its own, with the pooling attention. Three kinds of frames teach it:
 
     where an episode begins   what its task asks is not so; what the opposite task asks is, if the scenes differ
                               (vlm_reward.tasks.OPPOSITES, all pairs but `ALIKE`); what other scenes ask is not
     where a demonstration ends   the other way round; of other scenes' sentences nobody knows
-    anywhere in a rollout     (`--rollouts`) what its task asks is so from success on, wherever the hand may be;
-                              what the opposite asks is not so then, and before it nobody knows
 
 The output is the adapter with the judge in its folder. Ctrl-C stops after the step; `--resume` goes on.
 """
@@ -19,7 +17,7 @@ The output is the adapter with the judge in its folder. Ctrl-C stops after the s
 import math
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,26 +44,18 @@ from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, stop_on_in
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import ADAPTER_CONFIG, DualEncoder
 from vlm_reward.frame_cache import FrameCache, cached
-from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.similarity import REACHED_AT, REACHED_SCALE
 from vlm_reward.tasks import opposite, train_tasks
 
 ALIKE = ("faucet-open-v3", "faucet-close-v3")
 """The pair whose scenes begin alike, with the handle in the middle: neither is so."""
-SHARES = (0.4, 0.12, 0.12, 0.18, 0.18)
-"""Of a batch: beginnings of tasks with an opposite, of others, ends; of rollouts moments of success, others. Where
-there are none of a kind, the rest has its share."""
+SHARES = (0.625, 0.1875, 0.1875)
+"""Of a batch: beginnings of tasks with an opposite, of others, ends."""
 OTHERS_WEIGHT = 0.3
 """Of what is asked of other scenes."""
 HELD_BACK = 10
-"""Each so manieth episode of a task in `starts` and `rollouts` is kept for validation."""
-STRIDE = 25
-"""Each so manieth frame of such a rollout is looked at."""
-PAIRED, ALONE, END, SUCCESS, UNDECIDED = range(5)
-"""Kinds of frames, as `SHARES` has them."""
-Episodes = tuple[FrameCache, Sequence[int]]
-"""A cache and the numbers of some of its episodes."""
+"""Each so manieth episode of a task in `starts` is kept for validation."""
 REACH = 3
 """Pixels that a training frame is moved by at most."""
 
@@ -82,13 +72,6 @@ class JudgeConfig:
     """Demonstrations, of which the first and the last frame are taken."""
     starts: tuple[str, ...] = ("vlm-reward/train-starts-v0",)
     """Minari ids or folders of other episodes of training tasks, of which the first frames are taken."""
-    rollouts: tuple[str, ...] = ()
-    """Minari ids or folders of rollouts of training tasks, of which all frames are taken: what is so then, too?"""
-    weight: float = 0.0
-    """How much counts what the judge sees in each frame, not in the first alone
-    (vlm_reward.similarity.confirmed): the judge_weight that the adapter is saved with."""
-    leave_out: tuple[str, ...] = ()
-    """Tasks that are not learned from, to stand in for unseen ones."""
     split: Literal["paper", "strict"] = "paper"
     """Tasks that these may hold."""
     steps: int = 1200
@@ -120,8 +103,6 @@ class JudgeConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.weight < 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight}")
 
     def protocol(self) -> dict[str, Any]:
         """JSON-ready settings that decide the result."""
@@ -137,90 +118,57 @@ class Moments:
     """Frames, and which sentences are so in them.
 
     Args:
-        tasks: task -> its sentence; what other tasks ask is left out.
-        begins: caches and the episodes of which the first frame is taken, V views of it.
+        begins: caches of which each episode's first frame is taken, V views of it.
         ends: caches of demonstrations, of which the last is, too.
-        rollouts: caches and the episodes of which every `stride`th frame but the first is taken.
-        stride: of rollouts' frames.
+        sentences: K of them, of `tasks`; what other tasks ask is left out.
+        tasks: task -> its sentence.
     """
 
     def __init__(
         self,
+        begins: Sequence[tuple[FrameCache, Sequence[int]]],
+        ends: Sequence[FrameCache],
         tasks: dict[str, str],
-        begins: Sequence[Episodes],
-        ends: Sequence[FrameCache] = (),
-        rollouts: Sequence[Episodes] = (),
-        stride: int = 1,
     ) -> None:
         self.sentences = list(dict.fromkeys(tasks.values()))
-        self.caches: list[FrameCache] = []
-        at: list[tuple[int, int]] = []
+        frames: list[np.ndarray] = []
         told: list[np.ndarray] = []
         asked: list[np.ndarray] = []
         kinds: list[int] = []
-        of: list[str] = []
 
-        def add(cache: FrameCache, row: int, task: str, kind: int) -> None:
-            other, begins = opposite(task), kind < END
-            truth = np.full(len(self.sentences), 0 if begins else np.nan, np.float32)
-            truth[place := self.sentences.index(tasks[task])] = kind in (END, SUCCESS)
+        def add(views: np.ndarray, task: str, is_end: bool) -> None:
+            other = opposite(task)
+            truth = np.full(len(self.sentences), np.nan if is_end else 0, np.float32)
+            truth[place := self.sentences.index(tasks[task])] = is_end
             own = np.arange(len(self.sentences)) == place
             if other in tasks:
-                then = np.nan if kind == UNDECIDED else begins and task not in ALIKE
-                truth[place := self.sentences.index(tasks[other])] = then
-                own[place] = kind != UNDECIDED
-            if not any(cache is known for known in self.caches):
-                self.caches.append(cache)
-            at.append((next(i for i, known in enumerate(self.caches) if known is cache), row))
+                truth[place := self.sentences.index(tasks[other])] = not is_end and task not in ALIKE
+                own[place] = True
+            frames.append(views)
             told.append(truth)
             asked.append(own)
-            kinds.append(kind)
-            of.append(task)
+            kinds.append(2 if is_end else int(other not in tasks))
 
-        for cache, episode in _chosen(begins, tasks):
-            add(cache, episode.start, episode.task, PAIRED if opposite(episode.task) in tasks else ALONE)
-        for cache, episode in _chosen([(cache, range(len(cache.episodes))) for cache in ends], tasks):
-            if cache.success[episode.rows].any():
-                last = until_success(episode, cache.success[episode.rows])
-                add(cache, last.start + last.length - 1, episode.task, END)
-        for cache, episode in _chosen(rollouts, tasks):
-            for row in range(episode.start + stride, episode.start + episode.length, stride):
-                add(cache, row, episode.task, SUCCESS if cache.success[row] else UNDECIDED)
-        self.at = np.array(at)  # int64 [F, 2]: cache, row
+        for cache, numbers in begins:
+            for episode in (cache.episodes[number] for number in numbers):
+                if episode.task in tasks:
+                    add(cache.frames[episode.start], episode.task, False)
+        for cache in ends:
+            for episode in cache.episodes:
+                if episode.task in tasks and cache.success[episode.rows].any():
+                    last = until_success(episode, cache.success[episode.rows])
+                    add(cache.frames[last.start + last.length - 1], episode.task, True)
+        self.frames = np.stack(frames)  # uint8 [F, V, S, S, 3]
         self.told = np.stack(told)  # float32 [F, K]: 1 so, 0 not so, NaN unknown
         self.asked = np.stack(asked)  # bool [F, K]: of the task and of its opposite
-        self.of_kind = [np.flatnonzero(np.array(kinds) == kind) for kind in range(len(SHARES))]
-        task = np.array(of)
-        self._often = [  # rollouts of a task succeed seldom or long: each task as often as any other
-            None if kind < SUCCESS else _alike(task[rows]) for kind, rows in enumerate(self.of_kind)
-        ]
-
-    def frames(self, chosen: np.ndarray) -> np.ndarray:
-        """Frames by their numbers [M], all views: uint8 [M, V, S, S, 3]."""
-        return np.stack([self.caches[cache].frames[row] for cache, row in self.at[chosen]])
+        self.of_kind = [np.flatnonzero(np.array(kinds) == kind) for kind in range(3)]
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of about `count` frames by `SHARES`, and a view of each: int64 [M], uint8 [M, S, S, 3]."""
-        shares = np.array([share * bool(len(of)) for share, of in zip(SHARES, self.of_kind, strict=True)])
-        counts = [max(1, round(count * share)) for share in shares / shares.sum()]
-        drawn = zip(self.of_kind, counts, self._often, strict=True)
-        chosen = np.concatenate([rng.choice(of, n, p=often) for of, n, often in drawn if len(of)])
-        frames = self.frames(chosen)
-        views = rng.integers(frames.shape[1], size=len(chosen))
-        return chosen, shifted(frames[np.arange(len(chosen)), views], rng, REACH)
-
-
-def _chosen(parts: Sequence[Episodes], tasks: Collection[str]) -> Iterator[tuple[FrameCache, EpisodeInfo]]:
-    for cache, numbers in parts:
-        for episode in (cache.episodes[number] for number in numbers):
-            if episode.task in tasks:
-                yield cache, episode
-
-
-def _alike(tasks: np.ndarray) -> np.ndarray:
-    """Probabilities [N] of frames of these tasks [N], by which each task is as likely as another."""
-    _, of, counts = np.unique(tasks, return_inverse=True, return_counts=True)
-    return 1 / counts[of] / len(counts)
+        kinds = [(of, max(1, round(count * share))) for share, of in zip(SHARES, self.of_kind, strict=True)]
+        chosen = np.concatenate([rng.choice(of, number) for of, number in kinds if len(of)])
+        views = rng.integers(self.frames.shape[1], size=len(chosen))
+        return chosen, shifted(self.frames[chosen, views], rng, REACH)
 
 
 def told_loss(logits: Tensor, told: Tensor, asked: Tensor) -> Tensor:
@@ -242,20 +190,14 @@ def logits_of(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def right(encoder: DualEncoder, moments: Moments) -> dict[str, float]:
-    """How often all views together say what is so: where an episode begins what its task asks (not so) and its
-    opposite does (so); in rollouts what the task asks, before success (not reached) and from then on (reached).
-    """
+    """How often all views of a beginning together say what is so: of tasks' sentences, and of opposites' ones."""
     with torch.no_grad():
         texts = encoder.encode_text(moments.sentences)
-        numbers = np.arange(len(moments.at))
-        images = torch.cat([encode_frames(encoder, moments.frames(numbers[i : i + 1])[0]) for i in numbers])
-        logits = logits_of(images, texts).unflatten(0, (len(numbers), -1)).mean(1).cpu().numpy()
-    said = (logits > 0) == (moments.told == 1)
-    begin = np.isin(numbers, np.concatenate(moments.of_kind[:END]))[:, None]
-    kinds = {"not so": (moments.told == 0) & begin, "so": (moments.told == 1) & begin}
-    kinds |= {"not reached": (moments.told == 0) & ~begin, "reached": (moments.told == 1) & ~begin}
-    asked = {name: kind & moments.asked for name, kind in kinds.items()}
-    return {name: float(said[kind].mean()) for name, kind in asked.items() if kind.any()}
+        images = torch.cat([encode_frames(encoder, views) for views in moments.frames])
+        logits = logits_of(images, texts).unflatten(0, moments.frames.shape[:2]).mean(1).cpu().numpy()
+    said, begin = logits > 0, np.isin(np.arange(len(logits)), np.concatenate(moments.of_kind[:2]))[:, None]
+    kinds = {"not so": moments.asked & (moments.told == 0), "so": moments.asked & (moments.told == 1)}
+    return {name: float((said == (moments.told == 1))[kind & begin].mean()) for name, kind in kinds.items()}
 
 
 def judge(config: JudgeConfig) -> dict[str, float]:
@@ -296,15 +238,15 @@ def judge(config: JudgeConfig) -> dict[str, float]:
         return cache
 
     demos, starts = opened(config.dataset), [opened(name) for name in config.starts]
-    rollouts = [opened(name) for name in config.rollouts]
     tasks = {e.task: e.instruction for cache in (demos, *starts) for e in cache.episodes}
-    if absent := set(config.leave_out) - set(tasks):
-        raise ValueError(f"the datasets have no {', '.join(sorted(absent))} to leave out")
     tasks = {task: tasks[task] for task in train_tasks(config.split) if task in tasks}
-    tasks = {task: said for task, said in tasks.items() if task not in config.leave_out}
-    (kept, back), (learned, tested) = (_held_back(caches, tasks) for caches in (starts, rollouts))
-    training = Moments(tasks, [(demos, range(len(demos.episodes))), *kept], [demos], learned)
-    unseen = Moments(tasks, back, (), tested, stride=STRIDE) if back or tested else None
+    back, kept = [], []
+    for cache in starts:
+        held = {i for task in tasks for i in _of(cache, task)[::HELD_BACK]}
+        back.append((cache, sorted(held)))
+        kept.append((cache, [i for i in range(len(cache.episodes)) if i not in held]))
+    training = Moments([(demos, range(len(demos.episodes))), *kept], [demos], tasks)
+    unseen = Moments(back, [], tasks) if any(numbers for _, numbers in back) else None
 
     weights = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), config.learning_rate)
@@ -345,22 +287,13 @@ def judge(config: JudgeConfig) -> dict[str, float]:
     facts = {"objective": "judge", "preset": "", "seed": config.seed, "train_tasks": sorted(tasks)}
     facts |= {"protocol": config.protocol(), "validation": found, "trained_steps": progress.step}
     own = RewardModel(encoder, camera_spec=scores.camera_spec, metadata=facts)
-    scores.with_judge(own).with_judge_weight(config.weight).save_pretrained(config.output)
+    scores.with_judge(own).save_pretrained(config.output)
     state.unlink()
     return found
 
 
-def _held_back(caches: Sequence[FrameCache], tasks: Collection[str]) -> tuple[list[Episodes], list[Episodes]]:
-    """The episodes to learn from and those for validation, of each cache."""
-    kept: list[Episodes] = []
-    back: list[Episodes] = []
-    for cache in caches:
-        numbers = range(len(cache.episodes))
-        of = [[i for i in numbers if cache.episodes[i].task == task] for task in tasks]
-        held = {i for each in of for i in each[::HELD_BACK]}
-        back.append((cache, sorted(held)))
-        kept.append((cache, [i for i in numbers if i not in held]))
-    return kept, back
+def _of(cache: FrameCache, task: str) -> list[int]:
+    return [number for number, episode in enumerate(cache.episodes) if episode.task == task]
 
 
 def main() -> None:

@@ -112,8 +112,6 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             "Its judge, in a folder of this one, tells from all views of that frame whether what is asked is so",
             "already; then the score turns its sign, so that to keep it so is best.",
         ]
-    if weight := facts.get("judge_weight"):
-        body.append(f"What it sees in the frame itself counts, too, by a weight of {weight:g}.")
     if results:
         body += ["", "Figures in per cent, with 95 % bootstrap intervals (`python -m eval.benchmark`); "]
         body[-1] += "those of held-back trajectories by `python -m training.train`:"
@@ -170,15 +168,12 @@ def _judge_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str
     """Of a judge: where it was learned, and how often it is right."""
     right = facts.get("validation", {})
     so = ", ".join(f"{name} in {100 * part:.1f} %" for name, part in right.items())
-    frames = f"first frames of {_code(protocol.get('starts'))}"
-    if rollouts := _code(protocol.get("rollouts")):
-        frames += f", all frames of {rollouts}"
     told = [
-        f"First and last frames of the demonstrations `{protocol.get('dataset')}`, {frames}: "
-        f"{len(facts.get('train_tasks', []))} tasks, no frame and no sentence of a held-out one. Seed "
-        f"{facts.get('seed')}, {facts.get('trained_steps')} steps, LoRA r {protocol.get('lora_rank')} on both "
-        "towers, the pooling attention whole.",
-        f"On frames of these tasks that it has not seen it tells right, from all views, what is {so}."
+        f"First and last frames of the demonstrations `{protocol.get('dataset')}` and first frames of "
+        f"{_code(protocol.get('starts'))}: {len(facts.get('train_tasks', []))} tasks, no frame and no sentence of "
+        f"a held-out one. Seed {facts.get('seed')}, {facts.get('trained_steps')} steps, LoRA r "
+        f"{protocol.get('lora_rank')} on both towers, the pooling attention whole.",
+        f"On first frames of these tasks that it has not seen it tells right, from all views, what is {so}."
         if so
         else "",
     ]

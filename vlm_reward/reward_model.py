@@ -25,13 +25,13 @@ from vlm_reward.encoder import (
     write_folder,
 )
 from vlm_reward.preprocess import preprocess
-from vlm_reward.similarity import confirmed, cosine, keep, reached, toward
+from vlm_reward.similarity import cosine, keep, reached, toward
 
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; a judge; a judge_weight. An older library would overlook what came later.
-FORMAT_VERSION, START_VERSION, JUDGE_VERSION, WEIGHT_VERSION = 1, 2, 3, 4
+# Plain; with a start_weight; with a judge. An older library would overlook what came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION = 1, 2, 3
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -39,8 +39,7 @@ class RewardModel:
     """Scores frames by a sentence: the cosine of the two embeddings, for each view.
 
     With a `start_weight`, the cosine with the direction from the episode's first frame to the sentence. With a
-    judge, too, that rises where what is asked is still to be done, and falls where it is so from the start. With a
-    `judge_weight` it rises, too, where the judge sees in the frame itself that it is so.
+    judge, too, that rises where what is asked is still to be done, and falls where it is so from the start.
 
     A bare backbone is the zero-shot model. An adapter folder holds LoRA weights and names its backbone; it is
     merged into the weights when loaded, and can be saved again all the same.
@@ -53,8 +52,6 @@ class RewardModel:
         judge: a model of the same cameras that tells from all views of the first frame whether what is asked is
             so already (`vlm_reward.similarity.reached`), and then scores to keep it so (`keep`). Only with a
             start_weight.
-        judge_weight: how much counts what the judge sees in the frame itself, see
-            `vlm_reward.similarity.confirmed`; above 0, every frame is embedded twice.
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -72,7 +69,6 @@ class RewardModel:
         camera_spec: CameraSpec | None = None,
         start_weight: float = 0.0,
         judge: "RewardModel | None" = None,
-        judge_weight: float = 0.0,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -80,15 +76,10 @@ class RewardModel:
             raise ValueError(f"start_weight must be at least 0, got {start_weight}")
         if judge and not start_weight:
             raise ValueError("a judge looks at the first frame: give a start_weight, too")
-        if not (math.isfinite(judge_weight) and judge_weight >= 0):
-            raise ValueError(f"judge_weight must be at least 0, got {judge_weight}")
-        if judge_weight and not judge:
-            raise ValueError("a judge_weight needs a judge; see training.judge")
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
         self.judge = judge
-        self.judge_weight = judge_weight
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -122,7 +113,7 @@ class RewardModel:
         """
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-        metadata, spec, start_weight, judge_weight = _read_metadata(folder)
+        metadata, spec, start_weight = _read_metadata(folder)
         judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -155,7 +146,6 @@ class RewardModel:
             camera_spec=spec,
             start_weight=start_weight,
             judge=judge,
-            judge_weight=judge_weight,
             metadata=metadata,
             dtype=dtype,
         )
@@ -190,11 +180,12 @@ class RewardModel:
                 than timesteps, a sentence that is empty or too long, no start where one is needed.
             FloatingPointError: the model gave NaN or infinity.
         """
+        self._check_frames(frames)
         if not isinstance(text, str) and len(text) != len(frames):
             raise ValueError(f"give one text or one a timestep, got {len(text)} for {len(frames)} timesteps")
         with torch.inference_mode():
             texts = [text] if isinstance(text, str) else text
-            images = self._embed(frames, batch_size)
+            images = self._embed_frames(frames, batch_size)
             starts = self._starts(start, images) if self.start_weight else None
             return self._compare(images, texts, starts, each=True)[..., 0].cpu().numpy()
 
@@ -204,9 +195,9 @@ class RewardModel:
         """Scores under several sentences of frames that are embedded already.
 
         Args:
-            images: what `embed` gave, [N, V, D'].
+            images: what `embed` gave, [N, V, D].
             texts: K sentences, all asked of each frame.
-            starts: what `embed_start` gave for the frame their episode began with, [V, D''], or [N, V, D''], one a
+            starts: what `embed_start` gave for the frame their episode began with, [V, D'], or [N, V, D'], one a
                 timestep; as in `score`.
 
         Returns:
@@ -220,42 +211,34 @@ class RewardModel:
     def _compare(
         self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
     ) -> torch.Tensor:
-        """Scores [N, V, K] of images [N, V, D'] under K texts; `each`: one a timestep, or one for all; K is 1."""
+        """Scores [N, V, K] of images [N, V, D] under K texts; `each`: one a timestep, or one for all; K is 1."""
 
         def said(model: RewardModel) -> torch.Tensor:
             embedded = model._embed_texts(texts)
             return embedded[:, None, None] if each else embedded
 
-        own, size = said(self), self.encoder.embedding_dim
-        images = images[:, :, None]
+        images, size = images[:, :, None], images.shape[-1]
         if starts is None:
-            return cosine(images, own).clamp(-1, 1)
+            return cosine(images, said(self)).clamp(-1, 1)
         starts = starts[:, :, None]
-        direction = toward(own, starts[..., :size], self.start_weight)
-        scores = cosine(images[..., :size], direction).clamp(-1, 1)
+        scores = cosine(images, toward(said(self), starts[..., :size], self.start_weight)).clamp(-1, 1)
         if self.judge is None:
             return scores
-        then = cosine(starts[..., size:], said(self.judge))
-        scores = keep(scores, reached(then.mean(1, keepdim=True)))  # all views show one scene
-        if self.judge_weight:
-            now = cosine(images[..., size:], said(self.judge))
-            scores = confirmed(scores, now, then, self.judge_weight).clamp(-1, 1)
-        return scores
+        seen = cosine(starts[..., size:], said(self.judge)).mean(1, keepdim=True)  # all views show one scene
+        return keep(scores, reached(seen))
 
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Image embeddings: float32 [N, V, D], unit norm. Arguments and errors are those of `score`.
-
-        With a judge_weight float32 [N, V, D'], the judge's behind them.
-        """
+        """Image embeddings: float32 [N, V, D], unit norm. Arguments and errors are those of `score`."""
+        self._check_frames(frames)
         with torch.inference_mode():
-            return self._embed(frames, batch_size).cpu().numpy()
+            return self._embed_frames(frames, batch_size).cpu().numpy()
 
     def embed_start(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """First frames, as `score` and `compare` take them: float32 [N, V, D''], their embeddings and, behind
-        them, those of the judge, if there is one.
+        """First frames, as `score` and `compare` take them: float32 [N, V, D'], what `embed` gives and, behind it,
+        what it gives of the judge, if there is one.
         """
-        with torch.inference_mode():
-            return self._embed(frames, judged=True).cpu().numpy()
+        own = self.embed(frames)
+        return np.concatenate([own, self.judge.embed(frames)], axis=-1) if self.judge else own
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings: float32 [T, D], unit norm. Each unique sentence is computed once and kept."""
@@ -296,14 +279,6 @@ class RewardModel:
         """
         return self._like_this(start_weight=start_weight)
 
-    def with_judge_weight(self, judge_weight: float) -> "RewardModel":
-        """This model, which shares its weights, with another weight of what its judge sees in each frame.
-
-        Raises:
-            ValueError: it has no judge, or the weight is below 0.
-        """
-        return self._like_this(judge_weight=judge_weight)
-
     def with_judge(self, judge: "RewardModel") -> "RewardModel":
         """This model, which shares its weights, with another judge, or its first; see `training.judge`."""
         name = str(self.metadata.get("objective", "unknown")).removesuffix("+judge")
@@ -317,8 +292,7 @@ class RewardModel:
 
     def _like_this(self, **changed: Any) -> "RewardModel":
         same: dict[str, Any] = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
-        if changed.get("start_weight", self.start_weight):
-            same |= {"judge": self.judge, "judge_weight": self.judge_weight}
+        same["judge"] = self.judge if changed.get("start_weight", self.start_weight) else None
         same["metadata"] = self.metadata
         return RewardModel(self.encoder, **same | changed, dtype=self.dtype)
 
@@ -410,8 +384,6 @@ class RewardModel:
             facts |= {"format_version": START_VERSION, "start_weight": self.start_weight}
         if self.judge:
             facts |= {"format_version": JUDGE_VERSION, "judge": True}
-        if self.judge_weight:
-            facts |= {"format_version": WEIGHT_VERSION, "judge_weight": self.judge_weight}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -426,16 +398,6 @@ class RewardModel:
                 f"frames have {shape[1]} views, but the model was trained with "
                 f"{len(self.camera_spec.cameras)} cameras: {', '.join(self.camera_spec.cameras)}"
             )
-
-    def _embed(
-        self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None, *, judged: bool = False
-    ) -> torch.Tensor:
-        """[N, V, D], or what the judge says behind it, if there is one and it counts or is asked for."""
-        self._check_frames(frames)
-        own = self._embed_frames(frames, batch_size)
-        if self.judge is None or not (judged or self.judge_weight):
-            return own
-        return torch.cat([own, self.judge._embed_frames(frames, batch_size)], dim=-1)
 
     def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:
         """[N, V, H, W, 3] -> [N, V, D] on the model's device."""
@@ -470,7 +432,7 @@ class RewardModel:
         else:
             embedded = start if start.ndim == 3 else start[None]
         embedded = torch.as_tensor(embedded, dtype=images.dtype, device=images.device)
-        width = sum(model.encoder.embedding_dim for model in (self, self.judge) if model)
+        width = images.shape[-1] * (2 if self.judge else 1)
         if embedded.shape[1:] != (images.shape[1], width) or len(embedded) not in (1, len(images)):
             raise ValueError(
                 f"start must be one first frame or {len(images)}, of {images.shape[1]} views, uint8 "
@@ -528,27 +490,26 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight", "judge", "judge_weight")
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight", "judge")
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float, float]:
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float]:
     """`vlm_reward.json`, empty when there is none: a backbone, or an adapter that PEFT alone wrote."""
     path = folder / METADATA
     if not path.is_file():
-        return {}, None, 0.0, 0.0
+        return {}, None, 0.0
     try:
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
-        start_weight, judge_weight = (float(facts.get(f"{of}_weight", 0.0)) for of in ("start", "judge"))
+        start_weight = float(facts.get("start_weight", 0.0))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in range(FORMAT_VERSION, WEIGHT_VERSION + 1):
+    if version not in (FORMAT_VERSION, START_VERSION, JUDGE_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {WEIGHT_VERSION}: "
-            "upgrade vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {JUDGE_VERSION}: upgrade vlm-reward"
         )
-    return facts, spec, start_weight, judge_weight
+    return facts, spec, start_weight
 
 
 def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:

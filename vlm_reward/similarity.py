@@ -75,24 +75,6 @@ def keep(scores: torch.Tensor, reached: torch.Tensor) -> torch.Tensor:
     return (1 - 2 * reached) * scores
 
 
-def confirmed(scores: torch.Tensor, now: torch.Tensor, then: torch.Tensor, weight: float) -> torch.Tensor:
-    r"""Scores and what a judge sees of the frame itself: $(S + w (c_t - c_0)) / (1 + 2 w)$.
-
-    A score of progress can be high before the thing is done, where the hand is as if it were; a judge looks at
-    what is so. It can be wrong, too, which is why neither stands alone.
-
-    Args:
-        scores: [...], S, in [-1, 1].
-        now: [...], c_t, the judge's cosine of the frame and the sentence.
-        then: [...], c_0, that of the episode's first frame; broadcast against `now`.
-        weight: w, at least 0.
-
-    Returns:
-        [...], in [-1, 1] if S is.
-    """
-    return (scores + weight * (now - then)) / (1 + 2 * weight)
-
-
 REACHED_SCALE, REACHED_AT = 10.0, 0.3
 
 
