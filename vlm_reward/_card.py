@@ -85,10 +85,10 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
     )
     judges = facts.get("objective") == "judge"
     start, sentence = ", start=frames[0]" if facts.get("start_weight") else "", "open the drawer"
-    does, after = "scores robot camera frames by a sentence: a dense reward", ""
+    does, gives, after = "scores robot camera frames by a sentence: a dense reward", "scores", ""
     if judges:
         does = "tells from camera frames whether what a sentence asks is so already: above a score of 0.3"
-        sentence, after = "close the drawer", ".mean(1) > 0.3"
+        sentence, gives, after = "close the drawer", "is_so", ".mean(1) > 0.3"
     body = [
         f"# {name}",
         "",
@@ -98,7 +98,7 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         "from vlm_reward.reward_model import RewardModel",
         "",
         f'model = RewardModel.from_pretrained("{name}")  # or the path of this folder',
-        f'scores = model.score(frames, "{sentence}"{start}){after}  # uint8 [N, V, H, W, 3] -> '
+        f'{gives} = model.score(frames, "{sentence}"{start}){after}  # uint8 [N, V, H, W, 3] -> '
         f"{'bool [N]' if judges else 'float32 [N, V]'}",
         "```",
     ]
