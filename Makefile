@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/vlm-reward demo
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,12 +1,12 @@
 """Train against what an optimiser does: agents hack the reward, what they did is ordered by the simulator, again.
 
-    python -m agents.loop           # one round; some two hours on two cores; needs training.scenes and .collect
+    python -m agents.loop           # one round; some two hours on two cores; needs training.collect train-rollouts
     python -m agents.loop --rounds 2 --tasks window-open-v3 faucet-open-v3
 
 A round: PPO agents learn training tasks from the reward as it is (agents.train); what they do when they are done
-(agents.record) is rendered with its true reward (training.collect agent-rollouts); an adapter is trained as
-`triplet+order+start` is, with these rollouts beside the others (training.train --rollouts). After the last round
-agents learn from the last adapter, too. Each step is a process of its own and its command is printed; what is
+(agents.record) is rendered with its true reward (training.collect agent-rollouts); the adapter is trained on, with
+these rollouts beside the others (training.train --adapter --rollouts). After the last round agents learn from the
+last adapter, too. Each step is a process of its own and its command is printed; what is
 finished is skipped, what was stopped goes on. At the end: success, and the rank correlation of learned and true
 return over all episodes of each training, round by round.
 """
@@ -24,6 +24,7 @@ import tyro
 from vlm_reward._jobs import changes, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
+from vlm_reward.encoder import locate
 from vlm_reward.tasks import HELD_OUT, check_task
 
 DATASET = "agent-rollouts-v0"
@@ -33,15 +34,15 @@ DATASET = "agent-rollouts-v0"
 class LoopConfig:
     """Agents, their rollouts, a better adapter, round by round."""
 
-    reward: str = "siglip2-tiny/triplet+order+start"
-    """Adapter that the first agents learn from."""
+    reward: str = "siglip2-tiny/triplet+order+wrong+start+head"
+    """Adapter that the first agents learn from, and that is trained on: a name, a folder or a Hub id."""
     tasks: tuple[str, ...] = (
         "window-open-v3",
         "faucet-open-v3",
-        "coffee-button-v3",
+        "button-press-wall-v3",
         "handle-pull-v3",
-        "plate-slide-back-v3",
-        "coffee-pull-v3",
+        "door-lock-v3",
+        "coffee-button-v3",
     )
     """Training tasks that agents learn."""
     rounds: int = 1
@@ -52,18 +53,16 @@ class LoopConfig:
     """Episodes of each that an adapter learns from."""
     cameras: tuple[str, ...] = ("corner",)
     """Views that agents are rewarded by."""
-    scenes: Path = Path("out/scenes")
-    """The pictures of training.scenes."""
-    rollouts: str = "vlm-reward/train-rollouts-v0"
+    rollouts: tuple[str, ...] = ("vlm-reward/train-rollouts-v0",)
     """Those of training.collect train-rollouts, by nobody's agent."""
     start_weight: float = 0.5
     """Of an adapter (training.train)."""
-    wrong_weight: float = 0.0
+    wrong_weight: float = 100.0
     """Of an adapter (training.train)."""
-    max_steps: int = 600
+    max_steps: int = 300
     """Steps of an adapter."""
     backbone: str = "siglip2-tiny"
-    """What adapters are trained from."""
+    """That of the adapters."""
     seed: int = 0
     """Of agents and adapters."""
     workers: int = 2
@@ -136,17 +135,17 @@ def agent_steps(cfg: LoopConfig, number: int, task: str, reward: str) -> tuple[S
     )
 
 
-def adapter_steps(cfg: LoopConfig, number: int) -> tuple[Step, ...]:
-    """Render what the round's agents did, and train on the rollouts of all rounds so far."""
+def adapter_steps(cfg: LoopConfig, number: int, reward: str) -> tuple[Step, ...]:
+    """Render what the round's agents did, and train `reward` on with the rollouts of all rounds so far."""
     home = cfg.output / str(number)
     adapter = home / "adapter"
     folders = [cfg.output / str(earlier) / "rollouts" for earlier in range(number + 1)]
-    datasets = [cfg.rollouts, *(str(folder / DATASET) for folder in folders)]
+    datasets = [*cfg.rollouts, *(str(folder / DATASET) for folder in folders)]
     actions = [str(home / "actions" / f"{task}.npz") for task in cfg.tasks]
     render = ["-m", "training.collect", "agent-rollouts", "--actions", *actions, "--dataset", DATASET]
     render += ["--data-root", str(folders[-1]), "--workers", str(cfg.workers), "--overwrite"]
     learn = ["-m", "training.train", "--objective", "triplet", "--sampler", "grouped"]
-    learn += ["--backbone", cfg.backbone, "--scenes", str(cfg.scenes), "--rollouts", *datasets]
+    learn += ["--backbone", cfg.backbone, "--adapter", reward, "--rollouts", *datasets]
     learn += ["--start-weight", str(cfg.start_weight), "--wrong-weight", str(cfg.wrong_weight)]
     learn += ["--max-steps", str(cfg.max_steps), "--learning-rate", "3e-4", "--threads", "1"]
     learn += ["--validate-every", "100", "--select", "voc+listening"]
@@ -186,10 +185,10 @@ def check_settings(cfg: LoopConfig) -> None:
 
 def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
-    if not any(cfg.scenes.glob("*.npz")):
-        raise FileNotFoundError(f"no scenes in {cfg.scenes}; make them with python -m training.scenes")
+    locate(cfg.reward)
     try:
-        open_dataset(cfg.rollouts)
+        for dataset in cfg.rollouts:
+            open_dataset(dataset)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; or make it: python -m training.collect train-rollouts") from error
     check_settings(cfg)
@@ -199,7 +198,7 @@ def main(cfg: LoopConfig) -> Path:
         run_jobs(run_all, jobs, workers=cfg.workers, unit="agent")
         rounds.append(json.loads((cfg.output / str(number) / "agents.json").read_text()))
         if number < cfg.rounds:
-            run_all(adapter_steps(cfg, number))
+            run_all(adapter_steps(cfg, number, reward))
             reward = str(cfg.output / str(number) / "adapter")
     print(f"success, rank correlation of learned and true return:\n{table(rounds)}\nadapter: {reward}")
     return Path(reward)

@@ -446,7 +446,7 @@ class Processes:
             row["steps"] = settings.timesteps
             evaluate.write_row(settings.results, row | {"success": 0.5, "rank_correlation": 0.25})
         if module == "training.train":
-            self.learned_from = (settings.scenes, settings.rollouts)
+            self.learned_from = (settings.adapter, settings.rollouts)
         self.done.append(module)
         return subprocess.CompletedProcess(command, 0)
 
@@ -459,15 +459,14 @@ def test_the_loop_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     tasks, home = ("window-close-v3", "push-v3"), tmp_path / "loop"
-    cfg = loop.LoopConfig(tasks=tasks, scenes=tmp_path, rollouts="test/squares-v0", output=home)
-    with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.scenes"):
-        loop.main(cfg)
-    (tmp_path / "000-push-v3.npz").touch()
+    cfg = loop.LoopConfig(tasks=tasks, rollouts=("test/squares-v0",), output=home)
+    with pytest.raises(FileNotFoundError, match="no model 'nosuch'"):
+        loop.main(replace(cfg, reward="nosuch"))
     with pytest.raises(FileNotFoundError, match=r"or make it: python -m training\.collect train-rollouts"):
         loop.main(cfg)
     write_dataset(tmp_path)
     processes.fails = "training.train"
-    with pytest.raises(RuntimeError, match=r"failed: python -m training.train .*--scenes"):
+    with pytest.raises(RuntimeError, match=r"failed: python -m training.train .*--adapter"):
         loop.main(cfg)
     before = len(processes.done)
     assert processes.done == [*["agents.train", "agents.record"] * 2, "training.collect"]
@@ -475,7 +474,7 @@ def test_the_loop_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert loop.main(cfg) == home / "0" / "adapter"
     assert processes.done[before:] == ["training.train", *["agents.train", "agents.record"] * 2]
     theirs = home / "0" / "rollouts" / "agent-rollouts-v0"
-    assert processes.learned_from == ((tmp_path,), ("test/squares-v0", str(theirs)))
+    assert processes.learned_from == (cfg.reward, ("test/squares-v0", str(theirs)))
     assert loop.main(cfg)
     assert len(processes.done) == before + 5
     assert "window-close-v3               50%, 0.25               50%, 0.25" in capsys.readouterr().out
