@@ -164,6 +164,14 @@ class AgentConfig(RewardConfig):
             raise ValueError(f"horizon must be in [1, {MAX_EPISODE_STEPS}], got {self.horizon}")
         if self.hacking_window < 2:
             raise ValueError(f"hacking_window must be at least 2, got {self.hacking_window}")
+        automatic = self.algo == "sac" and str(self.ent_coef).startswith("auto")
+        if self.ent_coef is not None and not automatic:
+            try:
+                float(self.ent_coef)
+            except ValueError:
+                raise ValueError(
+                    f"ent_coef must be a number, for sac also auto or auto_<first value>; got {self.ent_coef!r}"
+                ) from None
         if self.learned and self.monitor:
             raise ValueError("monitor is for --reward dense or sparse: a learned reward is logged anyway")
         if not self.learned and (self.add != "none" or self.transform != "raw" or self.reward_scale != 1):

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import signal
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from agents.config import AgentConfig
 from agents.replay import FrameStore
 from agents.rewards import agent_reward, shaping
+from vlm_reward.cameras import CameraRig
 from vlm_reward.envs import make_env
 from vlm_reward.sb3 import VLMRewardVecEnv
 from vlm_reward.wrappers import Scorer
@@ -93,6 +95,17 @@ class AgentReward(VecEnvWrapper):
         if self.frames:
             for i in which:
                 self._before[i] = self.frames.append(self.venv.reset_infos[i].pop("frames"))
+
+
+def check_cameras(config: AgentConfig, scorer: Scorer) -> None:
+    """Refuse what would only show once the environments are made, when an earlier run is gone already.
+
+    Raises:
+        ValueError: the task has no such camera.
+        RuntimeError: no renderer works.
+    """
+    with closing(make_env(config.task)) as env, CameraRig(env, scorer.camera_spec):
+        pass
 
 
 def make_training_env(config: AgentConfig, scorer: Scorer | None, frames: FrameStore | None) -> AgentReward:

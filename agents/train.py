@@ -33,7 +33,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from agents.agent import act, load_agent, make_agent, read_state, save_agent
 from agents.callbacks import EpisodeLog, read_lines
 from agents.config import AgentConfig
-from agents.environments import make_training_env
+from agents.environments import check_cameras, make_training_env
 from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
 from agents.rewards import encoder_of, load_scorer
@@ -71,7 +71,7 @@ def train(config: AgentConfig) -> TrainResult:
     """Train by `config`.
 
     Raises:
-        ValueError: settings that contradict each other, the checkpoint or the run to resume.
+        ValueError: settings that contradict each other, the checkpoint, the task's cameras or the run to resume.
         FileNotFoundError: no such checkpoint or buffer; nothing to resume.
         FileExistsError: there is a run in the output folder already.
         RuntimeError: no renderer works, or a worker died.
@@ -82,6 +82,8 @@ def train(config: AgentConfig) -> TrainResult:
     check_folder(config)
     torch.set_num_threads(config.threads)
     scorer = load_scorer(config)
+    if scorer:
+        check_cameras(config, scorer)
     if not config.resume:
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)

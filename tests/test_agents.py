@@ -556,12 +556,21 @@ def test_cameras_that_the_model_does_not_know_are_refused(tiny_adapter_dir):
     assert not np.allclose(blurred.score(frames, "push"), scorer.score(frames, "push"), atol=0.01)
 
 
+def test_a_camera_that_is_not_there_costs_no_earlier_run(tmp_path):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "state.json").write_text("{}")
+    config = AgentConfig(reward="zero-shot", cameras=("nosuch",), output=tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match=r"no camera named nosuch in .*; it has topview, corner"):
+        train(config)
+    assert (tmp_path / "last" / "state.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "open-sesame"], "unknown Meta-World task 'open-sesame'"),
         (["--reward", "no/such/checkpoint"], "error: no model 'no/such/checkpoint'"),
-        (["--ent-coef", "much"], "error: could not convert string to float: 'much'"),
+        (["--ent-coef", "much"], "ent_coef must be a number, for sac also auto"),
     ],
 )
 def test_errors_of_the_command_line_are_short(arguments, message, monkeypatch, tmp_path, capsys):
