@@ -170,9 +170,16 @@ def cameras(env: str, out: Path) -> Finding:
     from vlm_reward.cameras import CameraRig, CameraSpec
     from vlm_reward.curves import save
     from vlm_reward.envs import make_env
-    from vlm_reward.tasks import INSTRUCTIONS
+    from vlm_reward.tasks import INSTRUCTIONS, check_task
 
-    environment = make_env(env) if env in INSTRUCTIONS else gym.make(env)
+    try:
+        environment = make_env(env) if env in INSTRUCTIONS else gym.make(env)
+    except gym.error.NameNotFound as error:
+        try:
+            check_task(env)
+        except ValueError as hint:  # the nearest names
+            raise ValueError(f"{error} {hint}") from error
+        raise
     try:
         environment.reset(seed=0)
         model: Any = getattr(environment.unwrapped, "model", None)
@@ -203,7 +210,8 @@ def models() -> Finding:
     from vlm_reward.encoder import CHECKPOINTS
 
     found = sorted({file.parent for file in CHECKPOINTS.rglob("*config.json")})
-    names = [folder.relative_to(CHECKPOINTS).as_posix() for folder in found]
+    judges = {folder for folder in found if (folder.parent / "vlm_reward.json").exists()}  # part of a model
+    names = [folder.relative_to(CHECKPOINTS).as_posix() for folder in found if folder not in judges]
     if not found:
         raise FileNotFoundError(f"no models in {CHECKPOINTS}")
     for folder in found:
