@@ -399,7 +399,10 @@ def test_a_demonstration_is_told_from_its_opposite(
 
 
 def test_training_goes_on_from_an_adapter(config: TrainConfig, tmp_path: Path) -> None:
-    first = train(replace(config, learning_rate=1e-2, lora_rank=4, lora_alpha=4, output=tmp_path / "first"))
+    first = replace(
+        config, learning_rate=1e-2, lora_rank=4, lora_alpha=4, head=True, output=tmp_path / "first"
+    )
+    first = train(first)
     still = replace(
         config, adapter=str(first.folder), learning_rate=1e-12, final_learning_rate=0.0, max_steps=1
     )
@@ -407,6 +410,7 @@ def test_training_goes_on_from_an_adapter(config: TrainConfig, tmp_path: Path) -
         RewardModel.from_pretrained(name).score(np.full((1, 2, 32, 32, 3), 200, np.uint8), TEXTS[0])
         for name in (train(still).folder, first.folder, config.backbone)
     ]
+    assert RewardModel.from_pretrained(still.folder).metadata["objective"] == "triplet+head"
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
     assert np.abs(scores[0] - scores[2]).max() > 1e-3
     with pytest.raises(FileNotFoundError, match="no/where"):

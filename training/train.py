@@ -57,7 +57,7 @@ from training.order import (
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.datasets import open_dataset
-from vlm_reward.encoder import DualEncoder, locate
+from vlm_reward.encoder import DualEncoder, locate, read_adapter_config
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
@@ -128,11 +128,13 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         OSError: the disk is full; what was saved is kept.
     """
     # Whatever can be refused is refused before anything is computed.
+    adapter = locate(config.adapter) if config.adapter else None
+    if adapter and read_adapter_config(adapter).modules_to_save:
+        config = replace(config, head=True)  # what it holds is trained on
     objective = find_objective(config.objective)
     hyper = hyper_parameters(config, objective)
     folder, state_file = config.folder, config.folder / "state.safetensors"
     check_folder(config, state_file)
-    adapter = locate(config.adapter) if config.adapter else None
     if config.scenes:
         shards_of(config.scenes, scene_tasks(config))
     keep_freed_memory()
