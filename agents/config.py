@@ -143,8 +143,8 @@ class AgentConfig(RewardConfig):
     """sac: start with the transitions of this file (a run's last/replay.npz, or one of agents.relabel)."""
     output: Path | None = None
     """Folder of the run; runs/agents/<task>/<reward>/<algo>-seed<seed> when not given."""
-    results: Path = Path("agents/results/agents.json")
-    """JSON rows; the run's row is added at its end, or replaced."""
+    results: Path = Path("runs/agents/agents.json")
+    """JSON rows; the run's row is added at its end, or replaced. The README's: agents/results/agents.json."""
     label: str | None = None
     """Name of the reward in the results; made of the settings above when not given."""
     resume: bool = False
@@ -160,6 +160,17 @@ class AgentConfig(RewardConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("gamma", "tau", "gae_lambda"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not self.clip_range > 0:
+            raise ValueError(f"clip_range must be above 0, got {self.clip_range}")
+        if not self.scored_by and (self.cameras or self.score_every > 1 or self.instruction is not None):
+            raise ValueError(
+                "cameras, score_every and instruction need frames: a learned reward, or --monitor"
+            )
         if not 1 <= self.horizon <= MAX_EPISODE_STEPS:
             raise ValueError(f"horizon must be in [1, {MAX_EPISODE_STEPS}], got {self.horizon}")
         if self.hacking_window < 2:

@@ -48,8 +48,11 @@ def draw(config: FiguresConfig) -> None:
     """Write the picture.
 
     Raises:
+        ValueError: no folder is given.
         FileNotFoundError: one of the folders holds no run.
     """
+    if not config.runs:
+        raise ValueError("give folders of runs, such as runs/agents/drawer-close-v3/*/*")
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     steps: dict[str, int] = defaultdict(int)
     for folder in config.runs:

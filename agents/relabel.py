@@ -55,6 +55,8 @@ def reward_settings(options: RelabelConfig, of: AgentConfig) -> AgentConfig:
     for name in ("instruction", "gamma"):
         given = getattr(options, name)
         new[name] = getattr(of, name) if given is None else given
+    if options.reward in ("dense", "sparse"):
+        new |= {"instruction": None, "cameras": ()}  # nothing is scored
     return replace(of, reward=options.reward, monitor=None, keep_frames=False, label=None, **new)
 
 

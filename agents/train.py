@@ -80,6 +80,8 @@ def train(config: AgentConfig) -> TrainResult:
     # Whatever can be refused is refused before anything is computed.
     folder = config.folder
     check_folder(config)
+    if config.buffer and not config.buffer.is_file():
+        raise FileNotFoundError(f"no transitions at {config.buffer}")
     torch.set_num_threads(config.threads)
     scorer = load_scorer(config)
     if scorer:

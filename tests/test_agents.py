@@ -85,6 +85,12 @@ def run_door(config, steps=6, frames=None):
         ({"reward": "sparse", "add": "dense"}, "need a learned reward, not 'sparse'"),
         ({"keep_frames": True}, "keep_frames needs"),
         ({"algo": "ppo", "buffer": "x"}, "ppo forgets"),
+        ({"learning_rate": -1.0}, r"learning_rate must be above 0, got -1\.0"),
+        ({"gamma": 1.5}, r"gamma must be in \(0, 1\], got 1\.5"),
+        ({"tau": 7.0}, r"tau must be in \(0, 1\]"),
+        ({"clip_range": -1.0}, "clip_range must be above 0"),
+        ({"reward": "dense", "cameras": ("corner",)}, "need frames: a learned reward, or --monitor"),
+        ({"reward": "sparse", "score_every": 3}, "need frames"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
@@ -562,6 +568,8 @@ def test_a_camera_that_is_not_there_costs_no_earlier_run(tmp_path):
     config = AgentConfig(reward="zero-shot", cameras=("nosuch",), output=tmp_path, overwrite=True)
     with pytest.raises(ValueError, match=r"no camera named nosuch in .*; it has topview, corner"):
         train(config)
+    with pytest.raises(FileNotFoundError, match=r"no transitions at .*nosuch\.npz"):
+        train(replace(config, reward="dense", cameras=(), buffer=tmp_path / "nosuch.npz"))
     assert (tmp_path / "last" / "state.json").exists()
 
 

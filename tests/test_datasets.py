@@ -349,6 +349,10 @@ def test_a_name_that_is_no_dataset_says_what_was_looked_for(minari_root: Path) -
     write_dataset(minari_root, episodes=1)
     with pytest.raises(FileNotFoundError, match=r"'test/other-v0'.*test/squares-v0.*training\.collect"):
         open_dataset("test/other-v0")
+    with pytest.raises(FileNotFoundError, match=r"`python -m training\.collect eval-rollouts`"):
+        open_dataset("vlm-reward/eval-rollouts-v0")
+    with pytest.raises(FileNotFoundError, match=r"`python -m training\.collect demos`"):
+        open_dataset("vlm-reward/demos-strict-v0")
     (minari_root / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is no dataset: neither meta/info.json"):
         open_dataset(minari_root / "empty")

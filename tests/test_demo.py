@@ -23,6 +23,8 @@ def test_demo_writes_a_picture_and_a_film(tiny_adapter_dir, tmp_path, capsys, mo
         assert (stream.width, stream.height) == (512, 512)
         assert sum(1 for _ in film.decode(stream)) == 39  # 3 x 25 frames, every second one
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".png"]
+    with pytest.raises(ValueError, match="text is empty"):
+        demo(str(tiny_adapter_dir), "drawer-close-v3", "", out=tmp_path)
 
 
 def test_rollouts_are_the_seeds():

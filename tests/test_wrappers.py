@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
+from contextlib import closing
 
 import gymnasium as gym
 import mujoco
@@ -16,6 +17,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from tests.clock import Clock, ClockReader, by_episode, clocks, singles
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import make_env
+from vlm_reward.reward_model import RewardModel
 from vlm_reward.transforms import RunningNorm, chain, difference, mix, potential, raw
 from vlm_reward.wrappers import (
     CaptureFrames,
@@ -253,6 +255,18 @@ def test_bad_arguments_are_refused_at_construction(env, options, error, match):
         VLMVectorRewardWrapper.from_env_fns(
             [functools.partial(Clock, **env)], ClockReader(), processes=False, **options
         )
+
+
+def test_a_mujoco_environment_without_cameras_is_seen_by_its_render(tiny_backbone_dir):
+    model = RewardModel.from_pretrained(tiny_backbone_dir)
+    with closing(gym.make("Reacher-v5", render_mode="rgb_array", width=48, height=40)) as plain:
+        env = VLMRewardWrapper(plain, model, "reach for the red ball")
+        env.reset(seed=0)
+        reward = env.step(env.action_space.sample())[1]
+        own = model.score(plain.render()[None, None], "reach for the red ball")
+    assert reward == pytest.approx(own.item(), abs=1e-6)
+    with pytest.raises(ValueError, match="gives no frames: make it with render_mode='rgb_array'"):
+        VLMRewardWrapper(gym.make("Reacher-v5"), model, "reach for the red ball")
 
 
 def test_bad_frames_and_instructions_are_refused_at_the_first_reset():

@@ -8,6 +8,7 @@ its `CameraSpec` has the profile `recorded`.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,11 +61,12 @@ def _load_minari(name: str | Path, folder: Path) -> minari.MinariDataset:
     try:
         return minari.load_dataset(str(name))
     except (FileNotFoundError, ValueError):
+        ours = re.match(r"vlm-reward/(demos|eval-(?:expert|rollouts|opposites)|train-rollouts)-", str(name))
+        collect = f"python -m training.collect{f' {ours[1]}' if ours else ''}"
         local = ", ".join(minari.list_local_datasets()) or "none"
         raise FileNotFoundError(
             f"no dataset {str(name)!r}: no such folder, and no such Minari dataset on this machine (it has: "
-            f"{local}); collect it with `python -m training.collect`, or point MINARI_DATASETS_PATH at the "
-            "folder that holds it"
+            f"{local}); collect it with `{collect}`, or point MINARI_DATASETS_PATH at the folder that holds it"
         ) from None
 
 

@@ -61,12 +61,13 @@ def demo(
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: no such task.
+        ValueError: no such task, an empty sentence.
         RuntimeError: nothing renders; the message says what to install.
     """
     began = time.perf_counter()
-    sentence = sentence or instruction(task)
+    sentence = instruction(task) if sentence is None else sentence
     model = RewardModel.from_pretrained(checkpoint)
+    model.embed_text([sentence])  # an empty one is refused before anything is rendered
     spec = model.camera_spec or CameraSpec()
     seen = "held out from all training" if task in HELD_OUT else "a training task"
     print(f'{checkpoint} scores {task} ({seen}) with "{sentence}"\n')

@@ -193,11 +193,13 @@ def _task_instruction(env: gym.Env) -> str:
 def _frame_source(
     env: gym.Env, settings: CaptureSettings
 ) -> tuple[Callable[[], np.ndarray], Callable[[], None]]:
-    """What renders [V, H, W, 3], and what frees it: `frames_fn`, MuJoCo's cameras, or `env.render()`."""
+    """What renders [V, H, W, 3], and what frees it: `frames_fn`, MuJoCo's cameras, or without either
+    `env.render()`."""
     frames_fn = settings.frames_fn
     if frames_fn is not None:
         return lambda: _as_views(frames_fn(env), "frames_fn"), lambda: None
-    if settings.cameras or (hasattr(env.unwrapped, "model") and hasattr(env.unwrapped, "data")):
+    mujoco = hasattr(env.unwrapped, "model") and hasattr(env.unwrapped, "data")
+    if settings.cameras or (mujoco and getattr(env.unwrapped.model, "ncam", 1)):  # pyright: ignore[reportAttributeAccessIssue]
         rig = CameraRig(env, settings.cameras or settings.default_cameras)
         return rig.render, rig.close
     if env.render_mode == "rgb_array":
