@@ -160,6 +160,8 @@ def test_presets():
 def test_bad_settings_fail_at_once(tmp_path):
     with pytest.raises(ValueError, match="unknown Meta-World task 'drawer-shut-v3'"):
         jobs_of(Config("demos", tasks=("drawer-shut-v3",)), Path())
+    with pytest.raises(ValueError, match=r"drawer-open-v3 is held out from all training; eval-expert"):
+        jobs_of(Config("demos", tasks=("push-v3", "drawer-open-v3")), Path())
     for preset, kinds in (("demos", ("wander",)), ("eval-rollouts", ("random", "expert"))):
         with pytest.raises(ValueError, match="kinds are for eval-rollouts and train-rollouts"):
             jobs_of(Config(preset, kinds=kinds), Path())

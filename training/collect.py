@@ -124,7 +124,8 @@ def jobs_of(config: Config, parts: Path) -> list[Job]:
     )
     tasks = config.tasks or usual
     for task in tasks:
-        check_task(task)
+        if check_task(task) not in training and config.preset in ("demos", "train-rollouts"):
+            raise ValueError(f"{task} is held out from all training; eval-expert and eval-rollouts record it")
     if config.kinds and (not rollouts or "expert" in config.kinds):
         raise ValueError("kinds are for eval-rollouts and train-rollouts; experts have presets of their own")
     kinds = config.kinds or (("random", "noisy", "mixed") if rollouts else ("expert",))
@@ -265,10 +266,10 @@ def collect(config: Config) -> str:
     if config.data_root is not None:
         os.environ["MINARI_DATASETS_PATH"] = str(config.data_root.resolve())
     target = get_dataset_path(dataset_id)
+    parts = target.with_name(target.name + ".parts")
+    jobs = jobs_of(config, parts)  # refuses a wrong name before one is told to replace what is there
     if target.exists() and not config.overwrite:
         raise FileExistsError(f"dataset {dataset_id} is at {target} already; --overwrite replaces it")
-    parts = target.with_name(target.name + ".parts")
-    jobs = jobs_of(config, parts)
     _check_parts(parts, replace(config, workers=1, ray=None, overwrite=False))
     with CameraRig(make_env(jobs[0].task), jobs[0].spec):
         pass  # a missing renderer or camera shows here, in a second, and not in every worker

@@ -5,7 +5,7 @@
 
 "close the window" of a closed one: nothing is left to do, and a frame scores the lower, the further the scene has
 come from there (vlm_reward.similarity.keep). What the finetuned adapters see of that is chance, so the judge is an
-adapter of its own, with the pooling attention. Three kinds of frames teach it:
+adapter of its own, with the pooling attention. Two kinds of frames teach it:
 
     where an episode begins   what its task asks is not so; what the opposite task asks is, if the scenes differ
                               (vlm_reward.tasks.OPPOSITES, all pairs but `ALIKE`); what other scenes ask is not
