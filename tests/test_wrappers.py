@@ -257,6 +257,13 @@ def test_bad_arguments_are_refused_at_construction(env, options, error, match):
         )
 
 
+def test_a_name_in_place_of_a_model_or_of_cameras_says_what_to_give():
+    with pytest.raises(TypeError, match=r"RewardModel\.from_pretrained\('siglip2-tiny'\)"):
+        VLMRewardWrapper(Clock(), "siglip2-tiny", "0")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"a tuple of names, such as \('track',\)"):
+        CameraSpec("track")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_mujoco_environment_without_cameras_is_seen_by_its_render(tiny_backbone_dir):
     model = RewardModel.from_pretrained(tiny_backbone_dir)
     with closing(gym.make("Reacher-v5", render_mode="rgb_array", width=48, height=40)) as plain:

@@ -39,6 +39,10 @@ class CameraSpec:
     profile: str = "fast"
 
     def __post_init__(self) -> None:
+        if isinstance(self.cameras, str):
+            raise TypeError(
+                f"cameras are a tuple of names, such as ({self.cameras!r},); got {self.cameras!r}"
+            )
         object.__setattr__(self, "cameras", tuple(self.cameras))
         if not self.cameras:
             raise ValueError("a CameraSpec needs at least one camera name, got none")

@@ -396,6 +396,8 @@ def capture_settings(
     score_every: int,
 ) -> CaptureSettings:
     """Validate what the user asked for against the model; ValueError says what is wrong."""
+    if isinstance(model, str):
+        raise TypeError(f"give a model, not its name: RewardModel.from_pretrained({model!r})")
     if not isinstance(score_every, int) or score_every < 1:
         raise ValueError(f"score_every must be an integer of at least 1, got {score_every!r}")
     default = model.camera_spec or CameraSpec()
