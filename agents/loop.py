@@ -1,14 +1,14 @@
 """Train against what an optimiser does: agents hack the reward, what they did is ordered by the simulator, again.
 
-    python -m agents.loop           # one round; some two hours on two cores; needs training.collect train-rollouts
+    python -m agents.loop           # one round; 1.5 hours on two cores; needs training.collect train-rollouts
     python -m agents.loop --rounds 2 --tasks window-open-v3 faucet-open-v3
 
 A round: PPO agents learn training tasks from the reward as it is (agents.train); what they do when they are done
 (agents.record) is rendered with its true reward (training.collect agent-rollouts); the adapter is trained on, with
 these rollouts beside the others (training.train --adapter --rollouts). After the last round agents learn from the
-last adapter, too. Each step is a process of its own and its command is printed; what is
-finished is skipped, what was stopped goes on. At the end: success, and the rank correlation of learned and true
-return over all episodes of each training, round by round.
+last adapter, too. Each step is a process of its own and its command is printed; what is finished is skipped, what
+was stopped goes on. At the end: success, and the rank correlation of learned and true return over all episodes of
+each training, round by round.
 """
 
 import json

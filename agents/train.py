@@ -84,9 +84,9 @@ def train(config: AgentConfig) -> TrainResult:
         raise FileNotFoundError(f"no transitions at {config.buffer}")
     torch.set_num_threads(config.threads)
     scorer = load_scorer(config)
-    if scorer:
-        check_cameras(config, scorer)
     if not config.resume:
+        if scorer:
+            check_cameras(config, scorer)
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -175,7 +175,7 @@ def test_doctor_does_not_wait_for_the_hub(monkeypatch):
     monkeypatch.setattr(doctor, "HUB_SECONDS", -0.8)
     began = time.perf_counter()
     finding = doctor.hub()
-    assert time.perf_counter() - began < 2.5
+    assert time.perf_counter() - began < 1
     assert finding.ok
     assert "cannot be reached (no answer" in finding.text
     assert "HTTPS_PROXY" in finding.mend

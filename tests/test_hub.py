@@ -134,7 +134,7 @@ def test_offline_without_a_cache_says_so_within_seconds(cache, options):
     reason = "local_files_only" if "local_files_only" in options else "HF_HUB_OFFLINE is set"
     with pytest.raises(FileNotFoundError, match=rf"no model 'me/drawer'.*nor in the cache {cache}.*{reason}"):
         load("me/drawer", **options)
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 2
 
 
 def test_an_adapter_whose_backbone_was_not_downloaded_names_it(drawer, cache):
@@ -203,7 +203,7 @@ def test_a_name_that_the_hub_does_not_know(cache, online):
         FileNotFoundError, match=r"no model 'me/nothing'.*Face Hub: check the name.*Repository Not Found"
     ):
         load("me/nothing")
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 5
 
 
 def test_a_hub_that_nobody_reaches_gives_way_to_the_cache(drawer, online, frames):
@@ -212,7 +212,7 @@ def test_a_hub_that_nobody_reaches_gives_way_to_the_cache(drawer, online, frames
     assert load("me/drawer").score(frames, TEXT).shape == (3, 2)
     with pytest.raises(FileNotFoundError, match=r"no model 'me/nothing'.*check the name and the network"):
         load("me/nothing")
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 5
 
 
 # Sharing

@@ -545,7 +545,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     for name, error, message in expected:
         with pytest.raises(error, match=message):
             RewardModel.from_pretrained(root / name)
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize("name", ["no-such/model", "siglip3-tiny", "/no/such/folder"])

@@ -170,16 +170,12 @@ def cameras(env: str, out: Path) -> Finding:
     from vlm_reward.cameras import CameraRig, CameraSpec
     from vlm_reward.curves import save
     from vlm_reward.envs import make_env
-    from vlm_reward.tasks import INSTRUCTIONS, check_task
+    from vlm_reward.tasks import INSTRUCTIONS, unknown_task
 
     try:
         environment = make_env(env) if env in INSTRUCTIONS else gym.make(env)
     except gym.error.NameNotFound as error:
-        try:
-            check_task(env)
-        except ValueError as hint:  # the nearest names
-            raise ValueError(f"{error} {hint}") from error
-        raise
+        raise ValueError(f"{error} {unknown_task(env)}") from error
     try:
         environment.reset(seed=0)
         model: Any = getattr(environment.unwrapped, "model", None)

@@ -93,10 +93,15 @@ def all_tasks() -> tuple[str, ...]:
 def check_task(task: str) -> str:
     """Return `task`, or raise ValueError with the nearest known names."""
     if task not in INSTRUCTIONS:
-        near = get_close_matches(task, INSTRUCTIONS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see vlm_reward.tasks.all_tasks()"
-        raise ValueError(f"unknown Meta-World task {task!r}; {hint}")
+        raise ValueError(unknown_task(task))
     return task
+
+
+def unknown_task(task: str) -> str:
+    """What to say of a name that is no task: the nearest known names."""
+    near = get_close_matches(task, INSTRUCTIONS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see vlm_reward.tasks.all_tasks()"
+    return f"unknown Meta-World task {task!r}; {hint}"
 
 
 def instruction(task: str) -> str:
