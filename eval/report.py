@@ -43,7 +43,7 @@ COLLAPSED = 20.0  # VOC of the mean of the views: the paper's six have 14.3 at m
 INTRODUCTION = """# The six objectives, compared
 
 Written by `python -m eval.report` from `eval/results/study.json`; no figure or verdict is typed by hand but in the
-last section.
+last two sections.
 
 **What this is not:** the paper (arXiv 2512.20675) names neither the cameras nor the rollouts that it evaluates
 on. Ours are three cameras of our choice (`vlm_reward/cameras.py`), demonstrations and rollouts that we collected
@@ -76,7 +76,7 @@ class ReportConfig:
     """The tables."""
     figures: Path = Path("eval/results/figures/objectives")
     """Folder of eval.figures, whose pictures are shown."""
-    tried: Path = Path("eval/results/tried.md")
+    notes: Path = Path("eval/results/notes.md")
     """A text of your own for the end."""
 
 
@@ -90,8 +90,8 @@ def main(cfg: ReportConfig) -> Path:
         raise ValueError(f"{cfg.study} is no result of training.study ({error})") from error
     try:
         text = report(found["commands"], found["cells"], found["rows"], pictures(cfg.figures, cfg.out))
-        if cfg.tried.is_file():
-            text += "\n" + cfg.tried.read_text()
+        if cfg.notes.is_file():
+            text += "\n" + cfg.notes.read_text()
     except KeyError as error:
         raise ValueError(f"{cfg.study} is no result of training.study: it lacks {error}") from error
     write(cfg.out, text)

@@ -235,7 +235,7 @@ def test_from_file_to_file(tmp_path: Path):
         tmp_path / "study.json",
         tmp_path / "RESULTS.md",
         tmp_path / "results" / "curves",
-        tmp_path / "tried.md",
+        tmp_path / "notes.md",
     )
     with pytest.raises(FileNotFoundError, match=r"make them with python -m training\.study"):
         report.main(cfg)
@@ -253,5 +253,5 @@ def test_from_file_to_file(tmp_path: Path):
         "\n![reward curves reach-v3](results/curves/reward_curves_reach-v3.png)\n"
         in report.main(cfg).read_text()
     )
-    cfg.tried.write_text("## Tried\n")
+    cfg.notes.write_text("## Tried\n")
     assert report.main(cfg).read_text().endswith("\n\n## Tried\n")
