@@ -123,6 +123,13 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
     if adapter and isinstance(protocol := facts.get("protocol"), Mapping):
         learned = _judge_learned if judges else _learned
         body += ["", "## Data and protocol", "", learned(facts, protocol)]
+    if names := facts.get("averaged"):
+        body += [
+            "",
+            "## Data and protocol",
+            "",
+            f"The mean of the weights of {_code(names)}: see their cards.",
+        ]
     if adapter and not judges:
         body += ["", "## Use and limits", "", _USE]
     rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}

@@ -367,7 +367,7 @@ class DualEncoder(nn.Module):
         """
         if not isinstance(self.model, PeftModel):
             raise ValueError("no LoRA to merge: call add_lora or load_adapter first")
-        self._adapter = self._adapter_state()
+        self._adapter = self.adapter_state()
         self.model = self.model.merge_and_unload().requires_grad_(False)
 
     def save_adapter(self, path: str | Path) -> None:
@@ -471,7 +471,7 @@ class DualEncoder(nn.Module):
             raise ValueError(
                 f"{final} holds a backbone; save the adapter to a folder of its own, inside or not"
             )
-        config, state = self._adapter_state()
+        config, state = self.adapter_state()
         config.base_model_name_or_path = portable_name(self.name, final)
         config.revision = self.revision
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -479,7 +479,12 @@ class DualEncoder(nn.Module):
         config.save_pretrained(str(folder), auto_mapping_dict=mapping)  # for peft.AutoPeftModel
         save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
-    def _adapter_state(self) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    def adapter_state(self) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+        """The adapter, merged or not: its settings, and its weights on the CPU by PEFT's names.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self._adapter is not None:
             return self._adapter
         if not isinstance(self.model, PeftModel):

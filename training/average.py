@@ -1,0 +1,131 @@
+"""Average adapters of one backbone into one that is harder to hack, and no slower.
+
+    python -m training.average siglip2-tiny/triplet+order+start siglip2-tiny/triplet+order+wrong+start \\
+        --start-weight 0.5 --output runs/warm
+
+What several runs agree on stays; what one of them alone overrates is divided by their number. The average is
+exact: LoRA's factors side by side, so that its rank is the sum of theirs; merged when loaded, it costs what one
+costs.
+
+Reference: Ramé et al., "WARM: On the Benefits of Weight Averaged Reward Models", ICML 2024 (arXiv 2401.12187).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import tyro
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder
+from vlm_reward.reward_model import RewardModel
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """Average the weights of adapters."""
+
+    adapters: tyro.conf.Positional[tuple[str, ...]]
+    """Two or more of the same backbone, cameras and layers: names under checkpoints/, folders or Hub ids."""
+    output: Path
+    """Folder of their average."""
+    start_weight: float | None = None
+    """Of the average (vlm_reward.similarity.toward); that of the adapters when not given and all have the same."""
+    overwrite: bool = False
+    """Replace an adapter in `output`."""
+
+
+def average(adapters: Sequence[str | Path], start_weight: float | None = None) -> RewardModel:
+    """The reward model whose weights are the mean of those of `adapters`, which all count the same.
+
+    A judge is not averaged: give the average one of its own (`training.judge`).
+
+    Raises:
+        ValueError: fewer than two; a backbone among them; other backbones, cameras or layers, or start weights
+            that differ where none is given.
+        FileNotFoundError: no such adapter, or its backbone is missing.
+    """
+    names = [str(adapter) for adapter in adapters]
+    if len(names) < 2:
+        raise ValueError(f"an average needs two adapters or more, got {', '.join(names) or 'none'}")
+    models = [RewardModel.from_pretrained(name) for name in names]
+    if bare := [name for name, model in zip(names, models, strict=True) if not model.encoder.has_adapter]:
+        raise ValueError(f"{', '.join(bare)} is no adapter, but a backbone")
+    same("backbones", names, [model.encoder.name for model in models])
+    same("cameras", names, [model.camera_spec for model in models])
+    if start_weight is None:
+        same("start weights", names, [model.start_weight for model in models], "; give --start-weight")
+    parts = [model.encoder.adapter_state() for model in models]
+    same("layers", names, [config.target_modules for config, _ in parts])
+    encoder = DualEncoder.from_pretrained(models[0].encoder.name)
+    state = mean(parts, encoder.model.state_dict())
+    config, rank = parts[0][0], sum(config.r for config, _ in parts)
+    config.r = config.lora_alpha = rank
+    config.modules_to_save = next((one.modules_to_save for one, _ in parts if one.modules_to_save), None)
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        save_file(state, Path(folder, ADAPTER_WEIGHTS))
+        encoder.load_adapter(folder)
+    encoder.merge_lora()
+    facts: dict[str, Any] = {"objective": "warm", "preset": "", "seed": None, "averaged": names}
+    facts["train_tasks"] = sorted({t for model in models for t in model.metadata.get("train_tasks", [])})
+    weight = models[0].start_weight if start_weight is None else start_weight
+    return RewardModel(encoder, camera_spec=models[0].camera_spec, start_weight=weight, metadata=facts)
+
+
+def mean(
+    parts: Sequence[tuple[LoraConfig, Mapping[str, Tensor]]], backbone: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One adapter's weights, by PEFT's names, whose change to the backbone is the mean of theirs.
+
+    Args:
+        parts: settings and weights of each, as `DualEncoder.adapter_state` gives them.
+        backbone: its weights, in the place of those that one adapter holds whole and another does not.
+
+    Returns:
+        Factors of LoRA for rank and alpha both the sum of the ranks, and the mean of what is held whole.
+    """
+    state = {}
+    for name in dict.fromkeys(name for _, weights in parts for name in weights):
+        if "lora_A" in name:
+            state[name] = torch.cat([weights[name] for _, weights in parts])
+        elif "lora_B" in name:
+            shares = [config.lora_alpha / config.r / len(parts) for config, _ in parts]
+            state[name] = torch.cat(
+                [share * weights[name] for share, (_, weights) in zip(shares, parts, strict=True)], 1
+            )
+        else:
+            own = backbone[name.removeprefix("base_model.model.")]
+            state[name] = torch.stack([weights.get(name, own) for _, weights in parts]).mean(0)
+    return state
+
+
+def same(what: str, names: Sequence[str], values: Sequence[object], hint: str = "") -> None:
+    """ValueError unless all adapters have the same."""
+    if any(value != values[0] for value in values):
+        listed = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        raise ValueError(f"these adapters have different {what} ({listed}), so they have no average{hint}")
+
+
+def main() -> None:
+    """Read the command line, average, and say where it is."""
+    config = tyro.cli(AverageConfig, description=__doc__)
+    if (config.output / ADAPTER_CONFIG).exists() and not config.overwrite:
+        raise SystemExit(f"error: {config.output} holds an adapter already; --overwrite it, or take another")
+    try:
+        model = average(config.adapters, config.start_weight)
+        if config.overwrite:
+            (config.output / "README.md").unlink(missing_ok=True)  # the card of what is replaced
+        model.save_pretrained(config.output)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"average of {len(config.adapters)} adapters: {config.output}")
+
+
+if __name__ == "__main__":
+    main()
