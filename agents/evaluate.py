@@ -220,7 +220,7 @@ def main(options: EvaluateConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(EvaluateConfig, description=__doc__))
+        main(tyro.cli(EvaluateConfig, prog="python -m agents.evaluate", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

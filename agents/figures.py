@@ -90,7 +90,7 @@ def draw(config: FiguresConfig) -> None:
 
 if __name__ == "__main__":
     try:
-        options = tyro.cli(FiguresConfig, description=__doc__)
+        options = tyro.cli(FiguresConfig, prog="python -m agents.figures", description=__doc__)
         draw(options)
         print(f"picture: {options.out}")
     except (ValueError, OSError) as error:

@@ -205,7 +205,7 @@ def main(cfg: LoopConfig) -> Path:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(LoopConfig, description=__doc__))
+        main(tyro.cli(LoopConfig, prog="python -m agents.loop", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"agents.loop: {error}") from error
     except KeyboardInterrupt:

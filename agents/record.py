@@ -86,7 +86,7 @@ def record(options: RecordConfig) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    options = tyro.cli(RecordConfig, description=__doc__)
+    options = tyro.cli(RecordConfig, prog="python -m agents.record", description=__doc__)
     try:
         rewards = record(options)
     except (ValueError, OSError) as error:

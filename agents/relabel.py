@@ -167,6 +167,6 @@ def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(RelabelConfig, description=__doc__))
+        main(tyro.cli(RelabelConfig, prog="python -m agents.relabel", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

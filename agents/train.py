@@ -219,7 +219,7 @@ def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Read the command line, train, and say what came of it and what to do next."""
     try:
-        config = tyro.cli(AgentConfig, description=__doc__)
+        config = tyro.cli(AgentConfig, prog="python -m agents.train", description=__doc__)
         done = train(config)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

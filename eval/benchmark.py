@@ -581,6 +581,6 @@ def _print_summary(entry: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(BenchmarkConfig, description=__doc__))
+        main(tyro.cli(BenchmarkConfig, prog="python -m eval.benchmark", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"eval.benchmark: {error}") from error

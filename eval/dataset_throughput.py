@@ -188,6 +188,6 @@ def memory_mb() -> float:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(DatasetThroughputConfig, description=__doc__))
+        main(tyro.cli(DatasetThroughputConfig, prog="python -m eval.dataset_throughput", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

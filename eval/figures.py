@@ -135,6 +135,6 @@ def reward_curves(
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(FiguresConfig, description=__doc__))
+        main(tyro.cli(FiguresConfig, prog="python -m eval.figures", description=__doc__))
     except (ValueError, OSError) as error:
         raise SystemExit(f"eval.figures: {error}") from error

@@ -464,6 +464,6 @@ def commands_text(commands: Sequence[str], entries: Sequence[Entry]) -> str:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(ReportConfig, description=__doc__))
+        main(tyro.cli(ReportConfig, prog="python -m eval.report", description=__doc__))
     except (ValueError, OSError) as error:
         raise SystemExit(f"eval.report: {error}") from error

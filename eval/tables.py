@@ -307,6 +307,6 @@ def write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(TablesConfig, description=__doc__))
+        main(tyro.cli(TablesConfig, prog="python -m eval.tables", description=__doc__))
     except (ValueError, OSError) as error:
         raise SystemExit(f"eval.tables: {error}") from error

@@ -623,6 +623,6 @@ def save(result: dict[str, Any], out: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(ThroughputConfig, description=__doc__))
+        main(tyro.cli(ThroughputConfig, prog="python -m eval.throughput", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

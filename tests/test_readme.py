@@ -94,3 +94,11 @@ def test_commands_are_modules():
     assert len(COMMANDS) > 20
     for module in re.findall(r"python -m ((?:training|eval|agents)\.\w+)", README):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+
+
+@pytest.mark.parametrize("package", ["training", "eval", "agents"])
+def test_help_calls_commands_as_one_types_them(package):
+    files = [file for file in (ROOT / package).glob("*.py") if "tyro.cli(" in file.read_text()]
+    assert len(files) > 5
+    for file in files:
+        assert f'prog="python -m {package}.{file.stem}"' in file.read_text(), file

@@ -114,7 +114,7 @@ def same(what: str, names: Sequence[str], values: Sequence[object], hint: str = 
 
 def main() -> None:
     """Read the command line, average, and say where it is."""
-    config = tyro.cli(AverageConfig, description=__doc__)
+    config = tyro.cli(AverageConfig, prog="python -m training.average", description=__doc__)
     if (config.output / ADAPTER_CONFIG).exists() and not config.overwrite:
         raise SystemExit(f"error: {config.output} holds an adapter already; --overwrite it, or take another")
     try:

@@ -338,7 +338,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, prog="python -m training.collect", description=__doc__))
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, FileExistsError, RuntimeError, OSError) as error:

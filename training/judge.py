@@ -298,7 +298,7 @@ def _of(cache: FrameCache, task: str) -> list[int]:
 
 def main() -> None:
     """Read the command line, train, and say what came of it."""
-    config = tyro.cli(JudgeConfig, description=__doc__)
+    config = tyro.cli(JudgeConfig, prog="python -m training.judge", description=__doc__)
     try:
         judge(config)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -501,6 +501,6 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
 
 if __name__ == "__main__":
     try:
-        pretrain(tyro.cli(Config, description=__doc__))
+        pretrain(tyro.cli(Config, prog="python -m training.pretrain", description=__doc__))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

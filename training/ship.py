@@ -78,6 +78,6 @@ def main(cfg: ShipConfig) -> list[Path]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(ShipConfig, description=__doc__))
+        main(tyro.cli(ShipConfig, prog="python -m training.ship", description=__doc__))
     except (ValueError, OSError) as error:
         raise SystemExit(f"training.ship: {error}") from error

@@ -598,7 +598,7 @@ def main(cfg: StudyConfig, start: Callable[..., Any] = start) -> int:
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main(tyro.cli(StudyConfig, description=__doc__)))
+        raise SystemExit(main(tyro.cli(StudyConfig, prog="python -m training.study", description=__doc__)))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, OSError, RuntimeError) as error:

@@ -757,7 +757,7 @@ def result(folder: Path, progress: Progress, total: int, interrupted: bool) -> T
 
 def main() -> None:
     """Read the command line, train, and say what came of it and what to do next."""
-    config = tyro.cli(TrainConfig, description=__doc__)
+    config = tyro.cli(TrainConfig, prog="python -m training.train", description=__doc__)
     alone = "MASTER_PORT" in os.environ and "RANK" not in os.environ  # several were asked for
     if alone and os.environ.get("ACCELERATE_USE_CPU") == "True":
         print("note: `accelerate launch --cpu` starts one process without MPI; use --multi_gpu in its place")

@@ -124,12 +124,8 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         learned = _judge_learned if judges else _learned
         body += ["", "## Data and protocol", "", learned(facts, protocol)]
     if names := facts.get("averaged"):
-        body += [
-            "",
-            "## Data and protocol",
-            "",
-            f"The mean of the weights of {_code(names)}: see their cards.",
-        ]
+        told = f"The mean of the weights of {_code(names)}{_unseen(facts)}."
+        body += ["", "## Data and protocol", "", told]
     if adapter and not judges:
         body += ["", "## Use and limits", "", _USE]
     rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
@@ -154,10 +150,9 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     lora = f"r {protocol.get('lora_rank')}, alpha {protocol.get('lora_alpha')}"
     head = ", the pooling attention whole" if protocol.get("head") else ""
     scenes = protocol.get("scenes")
-    nothing = "; no frame and no sentence of a held-out task" if set(tasks) <= set(train_tasks()) else ""
     told = [
         f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
-        f"trajectories held back for validation{nothing}.",
+        f"trajectories held back for validation{_unseen(facts)}.",
         f"It went on from `{adapter}`." if (adapter := protocol.get("adapter")) else "",
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
         f"Rollouts of training tasks ordered by their true reward: {rollouts}."
@@ -169,6 +164,12 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
         f"the best by `{protocol.get('select')}`.",
     ]
     return " ".join(filter(None, told))
+
+
+def _unseen(facts: Mapping[str, Any]) -> str:
+    """What is true of those who learned from training tasks alone."""
+    own = set(facts.get("train_tasks", [])) <= set(train_tasks())
+    return "; no frame and no sentence of a held-out task" if own else ""
 
 
 def _judge_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
