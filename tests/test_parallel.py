@@ -1,6 +1,8 @@
 """Jobs in processes and on a real Ray cluster of two CPUs: the same results, whatever dies."""
 
+import os
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -67,6 +69,22 @@ def test_the_error_of_a_job_is_raised_and_what_is_finished_kept(where, request, 
     with pytest.raises(ValueError, match=r"^piece -1 is negative$"):
         run_jobs(do, pieces, workers=2, unit="piece", ray=ray)
     assert [number for number, *_ in results(tmp_path)] == ["3"]
+
+
+def test_the_worker_of_a_killed_caller_ends(tmp_path):
+    call = "run_jobs(do, [Piece(Path(sys.argv[1]), -1)], workers=1, unit='piece')"  # waits for ever
+    lines = ["import sys", "from pathlib import Path", "from tests.pieces import Piece, do"]
+    lines += ["from vlm_reward._parallel import run_jobs", f"if __name__ == '__main__': {call}"]
+    script = tmp_path / "call.py"
+    script.write_text("\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    caller = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "attempts").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "attempts").read_text() == "-1\n"
+    caller.kill()
+    assert caller.communicate(timeout=20) == (b"", None)  # ends when nobody can write to it any more
 
 
 def test_ctrl_c_leaves_the_cluster_and_what_is_finished(cluster, tmp_path, monkeypatch, capsys):

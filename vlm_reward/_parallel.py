@@ -1,11 +1,13 @@
 """Run many jobs in processes or on a Ray cluster, with progress; a stop or an error keeps what is finished."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import os
 import pickle
 import socket
 import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from multiprocessing import spawn
@@ -78,11 +80,31 @@ def _in_processes(function: Callable[[Any], object], jobs: Sequence[Any], worker
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            for future in concurrent.futures.as_completed([pool.submit(function, job) for job in jobs]):
+            futures = [pool.submit(_in_worker, function, job) for job in jobs]
+            for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _in_worker(function: Callable[[Any], object], job: Any) -> object:
+    """Do a job in a process that ends with its parent."""
+    _end_with_parent()
+    return function(job)
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, whatever killed that."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(
