@@ -38,7 +38,7 @@ def test_rollouts_are_the_seeds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--checkpoint", "no-such-model"], "no model 'no-such-model'"),
+        (["--model", "no-such-model"], "no model 'no-such-model'"),
         (["--task", "drawer-opn-v3"], "unknown Meta-World task 'drawer-opn-v3'; did you mean drawer-open-v3"),
     ],
 )

@@ -45,7 +45,7 @@ class Score:
 
     video: tyro.conf.Positional[Path]
     """A video (MP4 and what else FFmpeg reads), or a folder of images, from where the attempt begins."""
-    sentence: tyro.conf.Positional[str]
+    instruction: tyro.conf.Positional[str]
     """What the robot should do, e.g. "open the green drawer"."""
     views: tuple[Path, ...] = ()
     """Further videos or folders that show the same moments from other cameras; the score is the mean."""
@@ -62,7 +62,7 @@ class Score:
         from vlm_reward.video import score
 
         videos = (self.video, *self.views)
-        score(videos, self.sentence, model=self.model, out=self.out, every=self.every, device=self.device)
+        score(videos, self.instruction, model=self.model, out=self.out, every=self.every, device=self.device)
         return 0
 
 
@@ -113,11 +113,11 @@ class Label:
 class Demo:
     """Watch a sentence become a reward: scored rollouts of a task that no training has seen, a picture, a film."""
 
-    checkpoint: str = MODEL
+    model: str = MODEL
     """Adapter or backbone: a folder, an embedded model (see `vlm-reward doctor`), or a Hub id."""
     task: str = "drawer-open-v3"
     """Any Meta-World task; the default is one of the three held out from all training."""
-    sentence: str | None = None
+    instruction: str | None = None
     """What the robot should do; the task's instruction when not given."""
     out: Path = Path("out/demo")
     """Folder of the picture and the film."""
@@ -127,7 +127,7 @@ class Demo:
     def run(self) -> int:
         from vlm_reward.demo import demo
 
-        demo(self.checkpoint, self.task, self.sentence, out=self.out, seed=self.seed)
+        demo(self.model, self.task, self.instruction, out=self.out, seed=self.seed)
         return 0
 
 

@@ -1,7 +1,7 @@
 """The main job in a minute: a sentence becomes a dense reward on a task that no training has seen.
 
     vlm-reward demo                                       # what `make demo` runs
-    vlm-reward demo --task button-press-v3 --sentence "press the button"
+    vlm-reward demo --task button-press-v3 --instruction "press the button"
 
 Rolls out an expert, one that goes astray and a random agent, scores each step of each camera with the
 sentence, prints how good a reward that is, and writes a picture and a film.
