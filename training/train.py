@@ -266,8 +266,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         goals = toward(texts[:, None], images[drawn.starts], config.start_weight)
         values = torch.from_numpy(drawn.values).to(images.device)
         scores = cosine(images[drawn.frames], goals)
-        gaps = values.new_full((len(values),), REWARD_GAP)
-        return order_loss(scores, values, gaps, margin=config.rollout_margin)
+        return order_loss(scores, values, values.new_full((len(values),), REWARD_GAP))
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
