@@ -221,6 +221,22 @@ def test_order_loss_by_hand():
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
 
 
+def test_order_loss_with_a_margin_wants_more_score_for_more_value():
+    # A score that rises by .1 a unit meets a margin of .1: log 2 for each pair, far or near.
+    values = torch.tensor([[0.0, 1.0, 6.0, float("nan")]])
+    met = order.order_loss(0.1 * values.nan_to_num(), values, torch.tensor([0.5]), margin=0.1)
+    assert met.item() == pytest.approx(0.693147, abs=1e-5)
+    # 6 over 1 scored .2 higher, .5 wanted: log(1 + e^(5 * .3)) = 1.701413, where the order alone asks for
+    # log(1 + e^(-5 * .2)) = .313262.
+    scores, values = torch.tensor([[0.4, 0.2]], requires_grad=True), torch.tensor([[6.0, 1.0]])
+    loss = order.order_loss(scores, values, torch.tensor([0.5]), margin=0.1)
+    assert loss.item() == pytest.approx(1.701413, abs=1e-5)
+    assert order.order_loss(scores, values, torch.tensor([0.5])).item() == pytest.approx(0.313262, abs=1e-5)
+    loss.backward()  # d/ds: -5 * sigmoid(1.5) = -4.087872
+    assert scores.grad is not None
+    assert scores.grad[0].tolist() == pytest.approx([-4.087872, 4.087872], abs=1e-5)
+
+
 def test_forwards_knows_each_demonstrations_own_frames_alone():
     first, second = (SimpleNamespace(start=start, length=4) for start in (0, 4))
     values = order.forwards(np.array([1, 3, 4]), [first, second])  # pyright: ignore[reportArgumentType]

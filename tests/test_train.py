@@ -323,6 +323,14 @@ def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
         return float(np.mean([voc(judge.score(f, text, start=f[0]).mean(1)) for f, text in own]))
 
     assert order(model) > 0.9 > order(RewardModel.from_pretrained(config.backbone).with_start_weight(0.5))
+
+    def rise(judge: RewardModel) -> float:
+        """From the second to the last frame."""
+        own = [(cache.frames[e.rows], e.instruction) for e in cache.episodes]
+        return float(np.mean([np.ptp(judge.score(f, text, start=f[0])[[1, -1], 0]) for f, text in own]))
+
+    wide = train(replace(config, rollouts=("test/mixed-v0",), rollout_margin=0.1, output=tmp_path / "wide"))
+    assert rise(RewardModel.from_pretrained(wide.folder)) > 1.05 * rise(model)
     drawn = Rollouts([cache], TASKS).draw(3, 4, 2, np.random.default_rng(0))
     assert drawn.values.shape == drawn.frames.shape == drawn.starts.shape == (3, 8)
     first = {e.start for e in cache.episodes}

@@ -63,6 +63,9 @@ class TrainConfig:
     not given."""
     rollout_weight: float = 100.0
     """Of the loss that orders them."""
+    rollout_margin: float = 0.0
+    """By how much the score should rise for each unit of true reward (of 10 in Meta-World); 0 asks for the order
+    alone, so that much reward and a little more are told apart alike."""
 
     sampler: Literal["paper", "grouped"] = "paper"
     """paper: each sample draws its own frames. grouped: few trajectories, samples formed among them."""
@@ -145,7 +148,8 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight"):
+        weights = ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight")
+        for name in (*weights, "rollout_margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.validation_fraction < 1:
@@ -172,6 +176,7 @@ class TrainConfig:
         """What is learned: the objective, and what was put beside it."""
         beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
         beside |= {"wrong": self.wrong_weight, "start": self.start_weight, "head": self.head}
+        beside |= {"margin": self.rollout_margin and self.rollouts}
         return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
     def protocol(self) -> dict[str, Any]:
@@ -184,7 +189,8 @@ class TrainConfig:
         for new in ("adapter", "head"):  # as in runs before there was one
             if not fields[new]:
                 del fields[new]
-        for later in ("contrast_weight", "wrong_weight", "start_weight"):  # as in runs before there was one
+        later_ones = ("contrast_weight", "wrong_weight", "start_weight", "rollout_margin")
+        for later in later_ones:  # as in runs before there was one
             fields[later] = getattr(self, later) or None
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

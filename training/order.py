@@ -326,7 +326,9 @@ def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
     return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
 
 
-def order_loss(scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0) -> Tensor:
+def order_loss(
+    scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0, margin: float = 0.0
+) -> Tensor:
     """Bradley-Terry: of two images, the one with the higher value has the higher score.
 
     A fixed, small scale: a growing one would be content with ever smaller differences of the cosine.
@@ -336,10 +338,15 @@ def order_loss(scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0)
         values: [R, G], how true each is; NaN where nobody knows.
         gaps: [R], values nearer than this count as equal.
         scale: of the scores.
+        margin: how much higher the score should be for each unit of value; with 0 all pairs count alike, with
+            more those that differ most.
 
     Returns:
-        Mean of log(1 + exp(-scale * (better - worse))) over all pairs that differ; 0 where none does.
+        Mean of log(1 + exp(-scale * (better - worse - margin * their difference in value))) over all pairs that
+        differ; 0 where none does.
     """
-    better = values[:, :, None] - values[:, None, :] > gaps[:, None, None]
-    each = F.softplus(scale * (scores[:, None, :] - scores[:, :, None]))
+    more = values[:, :, None] - values[:, None, :]
+    better = more > gaps[:, None, None]
+    wanted = torch.where(better, margin * more, 0).to(scores.dtype)  # NaN where nobody knows
+    each = F.softplus(scale * (wanted - scores[:, :, None] + scores[:, None, :]))
     return (each * better).sum() / better.sum().clamp(min=1)

@@ -266,7 +266,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         goals = toward(texts[:, None], images[drawn.starts], config.start_weight)
         values = torch.from_numpy(drawn.values).to(images.device)
         scores = cosine(images[drawn.frames], goals)
-        return order_loss(scores, values, values.new_full((len(values),), REWARD_GAP))
+        gaps = values.new_full((len(values),), REWARD_GAP)
+        return order_loss(scores, values, gaps, margin=config.rollout_margin)
 
     said = sorted({episode.instruction for episode in cache.episodes})
     tens = {episode.instruction: ten_of(said, episode.instruction) for episode in held_back}
