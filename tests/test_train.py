@@ -331,6 +331,8 @@ def test_rollouts_are_ordered_by_their_reward_against_their_first_frame(
 
     wide = train(replace(config, rollouts=("test/mixed-v0",), rollout_margin=0.1, output=tmp_path / "wide"))
     assert rise(RewardModel.from_pretrained(wide.folder)) > 1.05 * rise(model)
+    card = (wide.folder / "README.md").read_text()
+    assert "by their true reward, at least 0.1 of score for each unit of it: `test/mixed-v0`" in card
     drawn = Rollouts([cache], TASKS).draw(3, 4, 2, np.random.default_rng(0))
     assert drawn.values.shape == drawn.frames.shape == drawn.starts.shape == (3, 8)
     first = {e.start for e in cache.episodes}

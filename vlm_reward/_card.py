@@ -149,13 +149,14 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     tasks, held_back = facts.get("train_tasks", []), facts.get("validation_episodes", [])
     lora = f"r {protocol.get('lora_rank')}, alpha {protocol.get('lora_alpha')}"
     head = ", the pooling attention whole" if protocol.get("head") else ""
-    scenes = protocol.get("scenes")
+    scenes, margin = protocol.get("scenes"), protocol.get("rollout_margin")
+    apart = f", at least {margin} of score for each unit of it" if margin else ""
     told = [
         f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
         f"trajectories held back for validation{_unseen(facts)}.",
         f"It went on from `{adapter}`." if (adapter := protocol.get("adapter")) else "",
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
-        f"Rollouts of training tasks ordered by their true reward: {rollouts}."
+        f"Rollouts of training tasks ordered by their true reward{apart}: {rollouts}."
         if (rollouts := _code(protocol.get("rollouts")))
         else "",
         f"Objective `{facts.get('objective')}`, preset `{facts.get('preset')}`, seed {facts.get('seed')}; "
