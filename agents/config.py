@@ -51,6 +51,9 @@ class RewardConfig:
     start_weight: float | None = None
     """How much it counts that a frame is unlike the first of its episode (vlm_reward.similarity.toward); 0 for
     not. The checkpoint's own when not given."""
+    approach_weight: float | None = None
+    """How much it counts that the hand is at what the sentence names (vlm_reward.instructions); 0 for not. The
+    checkpoint's own when not given."""
     add: Literal["none", "sparse", "dense"] = "none"
     """Add the environment's own reward to the learned one."""
     add_weight: float = 1.0
@@ -224,6 +227,7 @@ class AgentConfig(RewardConfig):
         if self.learned:
             parts += [self.transform] if self.transform != "raw" else []
             parts += [f"start {self.start_weight:g}"] if self.start_weight is not None else []
+            parts += [f"approach {self.approach_weight:g}"] if self.approach_weight is not None else []
             parts += [f"+{self.add}"] if self.add != "none" else []
             parts += ["+".join(self.cameras)] if self.cameras else []
         return ", ".join(parts)

@@ -25,6 +25,8 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
     model.embed_text([config.sentence])
     if config.start_weight is not None:
         model = model.with_start_weight(config.start_weight)
+    if config.approach_weight is not None:
+        model = model.with_approach_weight(config.approach_weight)
     if config.transform == "goal-baseline":
         return GoalBaseline(model, config.baseline, config.baseline_strength)
     return model

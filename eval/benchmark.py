@@ -83,6 +83,8 @@ class BenchmarkConfig:
     start_weight: float | None = None
     """Score all of them with this weight of the episode's first frame (vlm_reward.similarity.toward) in the place
     of their own; their rows are then called `NAME, start WEIGHT`."""
+    approach_weight: float | None = None
+    """The same of the weight of "the hand is there" (vlm_reward.instructions): `NAME, approach WEIGHT`."""
     tasks: tuple[str, ...] = HELD_OUT
     """Tasks to score; the held-out ones unless changed."""
     expert: str = "vlm-reward/eval-expert-v0"
@@ -204,6 +206,8 @@ def score(job: Job) -> None:
         raise ValueError(f"{job.name} is an adapter, not a bare backbone: give it as --checkpoint")
     if cfg.start_weight is not None:
         model = model.with_start_weight(cfg.start_weight)
+    if cfg.approach_weight is not None:
+        model = model.with_approach_weight(cfg.approach_weight)
     label = _label(cfg, job.name)
     size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
     datasets = _datasets(cfg)
@@ -520,7 +524,8 @@ def _identity(model: RewardModel) -> dict[str, Any]:
 
 def _label(cfg: BenchmarkConfig, name: str) -> str:
     """What the rows call a checkpoint."""
-    return name if cfg.start_weight is None else f"{name}, start {cfg.start_weight:g}"
+    weights = {"start": cfg.start_weight, "approach": cfg.approach_weight}
+    return ", ".join([name, *(f"{key} {weight:g}" for key, weight in weights.items() if weight is not None)])
 
 
 def _fingerprint(name: str) -> str:

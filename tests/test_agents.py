@@ -562,6 +562,20 @@ def test_cameras_that_the_model_does_not_know_are_refused(tiny_adapter_dir):
     assert not np.allclose(blurred.score(frames, "push"), scorer.score(frames, "push"), atol=0.01)
 
 
+def test_a_reward_may_count_the_hand_at_what_the_sentence_names(tiny_adapter_dir):
+    config = AgentConfig(reward=str(tiny_adapter_dir), cameras=("corner",), approach_weight=0.5)
+    assert config.reward_label.endswith(", approach 0.5, corner")
+    scorer = load_scorer(config)
+    assert scorer.approach_weight == 0.5
+    plain = load_scorer(replace(config, approach_weight=None))
+    assert plain.approach_weight == 0
+    said, there = plain.embed_text([config.sentence, "touch the green drawer"])
+    both = said + 0.5 * there
+    np.testing.assert_allclose(
+        scorer.embed_text([config.sentence])[0], both / np.linalg.norm(both), atol=1e-6
+    )
+
+
 def test_a_camera_that_is_not_there_costs_no_earlier_run(tmp_path):
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "state.json").write_text("{}")

@@ -102,6 +102,9 @@ class FakeModel:
     def with_start_weight(self, start_weight):
         return FakeModel(*self.made, start_weight=start_weight)
 
+    def with_approach_weight(self, approach_weight):
+        return self
+
     def check_camera_spec(self, spec):
         if spec != SPEC:
             raise ValueError("other cameras")
@@ -207,6 +210,8 @@ def test_another_start_weight_has_rows_of_its_own(run):
     assert seen[0] == seen[1]  # what is subtracted is the same for every sentence
     run(zero_shot=("bare",), start_weight=0.5)
     assert not run.loaded
+    result = run(zero_shot=("bare",), start_weight=0.5, approach_weight=1)
+    assert "bare, start 0.5, approach 1" in {row["checkpoint"] for row in result["rows"]}
 
 
 def test_rows_are_tidy_and_say_who_they_are(run):

@@ -131,6 +131,20 @@ def test_a_snapshot_shows_the_moment_again():
     env.close()
 
 
+def test_observing_a_state_says_what_the_step_there_said():
+    env = make_env("drawer-close-v3", seed=3).unwrapped
+    first, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(env.observe()[0], first)
+    for _ in range(40):
+        observation, _, _, _, info = env.step(expert_policy("drawer-close-v3")(first))
+        first = observation
+    seen, reward, there = env.observe()
+    np.testing.assert_allclose(seen[:18], observation[:18], atol=1e-9)
+    np.testing.assert_allclose(seen[18:36], seen[:18])  # as if the step before had shown the same
+    assert there["success"] == info["success"]
+    assert 0 <= reward <= 10
+
+
 def test_bad_actions_are_errors_and_large_ones_are_clipped():
     env = make_env("reach-v3", seed=0)
     env.reset(seed=0)

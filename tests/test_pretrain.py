@@ -81,17 +81,24 @@ def test_an_instruction_is_a_paraphrase_of_the_state_it_asks_for():
 def test_lessons_name_the_outcome_and_that_of_the_opposite():
     taught = lessons(4000, 0)
     assert taught == lessons(4000, 0) != lessons(4000, 1)
-    assert not [asked for asked, _, _ in taught if is_held_out(asked)]
+    assert not [one for one in taught if is_held_out(one.asked)]
     said = " ".join(s for each in taught for s in each)
     assert not set(said.split()) & (set(UNTAUGHT) - {"switch"})  # one may switch on a lamp, not a switch
     assert "the switch" not in said
-    opened = [
-        (done, undone) for asked, done, undone in lessons(2000, 0, ("box", "pot")) if asked == "open the box"
-    ]
+    opened = [one for one in lessons(2000, 0, ("box", "pot")) if one.asked == "open the box"]
     assert opened
-    for done, undone in opened:
-        assert done in ("the box is open", "the box has been opened")
-        assert undone in ("the box is closed", "the box is shut")
+    for one in opened:
+        assert one.outcome in ("the box is open", "the box has been opened")
+        assert one.contrary in ("the box is closed", "the box is shut")
+        near = (
+            "the gripper is at the box",
+            "the robot hand has reached the box",
+            "the gripper is near the box",
+        )
+        assert one.there in near
+    away = [one for one in taught if one.asked.startswith("stay away from")]
+    assert away
+    assert all(one.there == one.outcome for one in away)  # the hand is not wanted there
 
 
 def test_each_task_orders_its_images_by_reward_and_by_state():
@@ -155,6 +162,61 @@ def test_shards_are_complete_and_repeatable(shards):
         assert np.array_equal(shard["state"], again["state"], equal_nan=True)
         assert json.loads(str(shard["header"]))["task"] == "push-v3"
         assert shard["frames"].std() > 10
+
+
+def test_apart_shows_the_same_moment_with_another_state():
+    shard = scenes.make_shard("drawer-close-v3", 28, 2, (5,), apart=True)
+    partner, state = shard["partner"], shard["state"]
+    paired = np.flatnonzero(partner >= 0)
+    assert len(paired) > len(partner) / 2
+    assert (partner[partner[paired]] == paired).all()
+    one, other = paired, partner[paired]
+    names = scenes.STATE
+    hand = [names.index(f"hand_{axis}") for axis in "xyz"]
+    fraction = names.index("fraction")
+    np.testing.assert_allclose(state[one][:, hand], state[other][:, hand], atol=1e-6)
+    assert (shard["view"][one] == shard["view"][other]).all()
+    gap = np.abs(state[one, fraction] - state[other, fraction])
+    assert np.median(gap) > 0.3
+    differs = np.abs(shard["frames"][one].astype(int) - shard["frames"][other]).max((1, 2, 3))
+    assert np.median(differs) > 30
+    plain = scenes.make_shard("drawer-close-v3", 28, 2, (5,))
+    assert len(plain["partner"]) == 48
+    assert (plain["partner"] == -1).all()
+
+
+def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
+    shard = scenes.make_shard("window-open-v3", 28, 2, (5,), apart=True)
+    facts = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
+    for key in ("true", "false"):
+        shard[key] = np.array([[facts.index(row[0])] for row in shard[key]], np.int16)
+    header = {"task": "window-open-v3", "facts": facts}
+    np.savez(tmp_path / "000-window-open-v3.npz", header=np.array(json.dumps(header)), **shard)
+    data = order.Scenes([shards, tmp_path], ["window-open-v3"])  # the first folder's have none
+    assert (data.partner[:48] == -1).all()
+    paired = np.flatnonzero(data.partner >= 0)
+    assert paired.min() >= 48
+    assert (data.partner[data.partner[paired]] == paired).all()
+    rng = np.random.default_rng(0)
+    orders = order.Orders(data)
+    found = 0
+    for _ in range(12):
+        drawn, ranked = orders.draw(2, 8, rng)
+        drawn = drawn.reshape(2, 8)
+        halves = data.partner[drawn[:, :4]]
+        assert ((halves == drawn[:, 4:]) | (halves < 0)).all()
+        assert [one.group for one in ranked] == [0] * 5 + [
+            1
+        ] * 5  # own, hand, do; then states, and who asks for one
+        for number, one in enumerate(ranked):
+            of = data.partner[drawn[one.group]]
+            moved = (of >= 0) & (of < drawn[one.group])
+            if number % 5 < 3 or moved.sum() < 2:
+                assert not np.isnan(one.values).any()
+            else:
+                assert (np.isnan(one.values) == ~moved).all()
+                found += 1
+    assert found > 3
 
 
 def test_only_training_tasks_are_rendered(tmp_path):

@@ -94,6 +94,27 @@ def test_with_a_start_weight_a_score_is_the_cosine_with_the_way_from_the_first_f
     np.testing.assert_array_equal(model.score(frames, TEXT, start=first), model.score(frames, TEXT))
 
 
+def test_with_an_approach_weight_the_hand_counts_at_what_the_instruction_names(model, frames):
+    asked, there = model.embed_text(["open the drawer", "touch the drawer"])
+    both = asked + 0.5 * there
+    nearing = model.with_approach_weight(0.5)
+    np.testing.assert_allclose(
+        nearing.embed_text(["open the drawer"])[0], both / np.linalg.norm(both), atol=1e-6
+    )
+    expected = (model.embed(frames) * both / np.linalg.norm(both)).sum(-1)
+    np.testing.assert_allclose(nearing.score(frames, "open the drawer"), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        nearing.compare(model.embed(frames), ["open the drawer"])[..., 0], expected, atol=1e-6
+    )
+    statement = "the drawer is open"  # asks for no hand
+    np.testing.assert_allclose(nearing.score(frames, statement), model.score(frames, statement), atol=1e-6)
+    again = nearing.with_approach_weight(0).score(frames, "open the drawer")
+    np.testing.assert_allclose(again, model.score(frames, "open the drawer"), atol=1e-6)
+    for weight in (-0.1, float("inf")):
+        with pytest.raises(ValueError, match="approach_weight must be at least 0"):
+            model.with_approach_weight(weight)
+
+
 @pytest.mark.parametrize("weight", [0, 0.5])
 def test_embedded_frames_are_compared_with_several_sentences(model, frames, weight):
     model, texts = model.with_start_weight(weight), [TEXT, "close the door"]
@@ -197,6 +218,17 @@ def test_the_start_weight_is_saved_and_an_older_library_would_refuse_it(model, f
     np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-5)
     model.save_pretrained(tmp_path / "plain")
     assert json.loads((tmp_path / "plain" / module.METADATA).read_text())["format_version"] == 1
+
+
+def test_the_approach_weight_is_saved_and_an_older_library_would_refuse_it(model, frames, tmp_path):
+    nearing = model.with_approach_weight(0.5).with_start_weight(0.25)
+    nearing.save_pretrained(tmp_path / "nearing")
+    facts = json.loads((tmp_path / "nearing" / module.METADATA).read_text())
+    assert (facts["approach_weight"], facts["start_weight"], facts["format_version"]) == (0.5, 0.25, 4)
+    again = RewardModel.from_pretrained(tmp_path / "nearing", dtype=torch.float32)
+    assert again.with_cameras(("corner",)).approach_weight == 0.5
+    expected = nearing.score(frames, "open the drawer", start=frames[0])
+    np.testing.assert_allclose(again.score(frames, "open the drawer", start=frames[0]), expected, atol=1e-5)
 
 
 def test_larger_frames_are_resized_and_tensors_taken(model):

@@ -17,14 +17,17 @@ from safetensors.torch import load_file
 
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
+from training.language import lessons
 from training.objectives import OBJECTIVES
 from training.order import Orders, Rollouts, Scenes, ranked_loss, wrong_loss
 from training.train import (
+    LESSON_POOL,
     check_tasks,
     hyper_parameters,
     jitter,
     learning_rate,
     main,
+    meant_by,
     read_state,
     split_episodes,
     ten_of,
@@ -388,6 +391,30 @@ def test_wrong_sentences_learn_not_to_rise(config: TrainConfig, tmp_path: Path) 
     assert told.best["val_voc"] > 0.8
     written = json.loads((told.folder / "vlm_reward.json").read_text())
     assert written["objective"] == "triplet+wrong+start"
+
+
+def test_instructions_learn_to_lie_between_outcome_and_hand(config: TrainConfig, tmp_path: Path) -> None:
+    taught = lessons(LESSON_POOL, config.seed)[:64]
+    bare = RewardModel.from_pretrained(config.backbone)
+    meant = meant_by(taught, bare).numpy()
+    outcome, there = (
+        bare.embed_text([getattr(one, part) for one in taught]) for part in ("outcome", "there")
+    )
+    np.testing.assert_allclose(meant, outcome + there, atol=1e-6)
+    meant /= np.linalg.norm(meant, axis=1, keepdims=True)
+
+    def nearness(model: RewardModel) -> float:
+        return float((model.embed_text([one.asked for one in taught]) * meant).sum(1).mean())
+
+    config = replace(config, learning_rate=1e-2)
+    plain = train(replace(config, output=tmp_path / "plain"))
+    told = train(replace(config, lesson_weight=100.0))
+    folders = (config.backbone, plain.folder, told.folder)
+    before, without, after = (nearness(RewardModel.from_pretrained(folder)) for folder in folders)
+    assert after > 0.95 > before > without  # random weights: all sentences are alike before
+    written = json.loads((told.folder / "vlm_reward.json").read_text())
+    assert written["objective"] == "triplet+lesson"
+    assert written["protocol"]["lesson_weight"] == 100.0
 
 
 def test_a_demonstration_is_told_from_its_opposite(

@@ -51,6 +51,9 @@ class TrainConfig:
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
 
+    lesson_weight: float = 0.0
+    """Of a loss by which an instruction lies between its outcome and "the hand is there", over many things that no
+    scene shows (training.language.lessons); 0, as in the paper, for none."""
     wrong_weight: float = 0.0
     """Of a loss by which the score under the sentences of a batch's other trajectories may not rise along a
     demonstration; 0, as in the paper, for none."""
@@ -148,7 +151,14 @@ class TrainConfig:
         for name in ("max_steps", "validate_every", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        weights = ("order_weight", "contrast_weight", "wrong_weight", "start_weight", "rollout_weight")
+        weights = (
+            "order_weight",
+            "contrast_weight",
+            "lesson_weight",
+            "wrong_weight",
+            "start_weight",
+            "rollout_weight",
+        )
         for name in (*weights, "rollout_margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -175,7 +185,12 @@ class TrainConfig:
     def name(self) -> str:
         """What is learned: the objective, and what was put beside it."""
         beside = {"order": self.scenes or self.rollouts, "contrast": self.contrast_weight}
-        beside |= {"wrong": self.wrong_weight, "start": self.start_weight, "head": self.head}
+        beside |= {
+            "lesson": self.lesson_weight,
+            "wrong": self.wrong_weight,
+            "start": self.start_weight,
+            "head": self.head,
+        }
         beside |= {"margin": self.rollout_margin and self.rollouts}
         return "+".join([self.objective, *(name for name, value in beside.items() if value)])
 
@@ -189,7 +204,7 @@ class TrainConfig:
         for new in ("adapter", "head"):  # as in runs before there was one
             if not fields[new]:
                 del fields[new]
-        later_ones = ("contrast_weight", "wrong_weight", "start_weight", "rollout_margin")
+        later_ones = ("contrast_weight", "lesson_weight", "wrong_weight", "start_weight", "rollout_margin")
         for later in later_ones:  # as in runs before there was one
             fields[later] = getattr(self, later) or None
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None

@@ -6,7 +6,7 @@ alone. The tokenizer is a WordPiece one over the commonest pieces of the teacher
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -230,18 +230,30 @@ def ways_to_name_it(known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(one for one in said if not is_held_out(one))
 
 
+class Lesson(NamedTuple):
+    """("shut the oven", "the oven is closed", "the oven is open", "the gripper is at the oven")."""
+
+    asked: str
+    outcome: str
+    contrary: str
+    """The outcome of the opposite."""
+    there: str
+    """Where the hand must be; of instructions about the hand itself their outcome."""
+
+
 def lessons(
     count: int, seed: int, nouns: tuple[str, ...] = tuple(n for n in _NOUNS if n not in UNTAUGHT)
-) -> list[tuple[str, str, str]]:
-    """What an instruction brings about: (instruction, its outcome, the outcome of its opposite).
+) -> list[Lesson]:
+    """What an instruction brings about, and where it wants the hand. None says what a held-out task asks for.
 
-    ("shut the blue oven", "the blue oven is closed", "the blue oven is open"): sentence encoders put an
-    instruction nearer to its opposite than to its outcome. None says what a held-out task asks for.
+    Sentence encoders put "shut the oven" nearer to its opposite than to its outcome.
     """
     rng = np.random.default_rng(seed)
-    taught: list[tuple[str, str, str]] = []
+    taught: list[Lesson] = []
+    near = OUTCOMES["reach"][1]
     while len(taught) < count:
-        group = OUTCOMES[str(rng.choice(list(OUTCOMES)))]
+        kind = str(rng.choice(list(OUTCOMES)))
+        group = OUTCOMES[kind]
         do, done, _, undone = group if rng.random() < 0.5 else (*group[2:], *group[:2])
         things = [
             f"the {rng.choice(_ADJECTIVES) + ' ' if rng.random() < 0.3 else ''}{noun}"
@@ -250,10 +262,11 @@ def lessons(
         asked = str(rng.choice(do)).format(*things)
         if rng.random() < 0.3:
             asked += f" {rng.choice(_TAILS)}"
-        if not is_held_out(asked):
-            taught.append(
-                (asked, str(rng.choice(done)).format(*things), str(rng.choice(undone)).format(*things))
-            )
+        if is_held_out(asked):
+            continue
+        outcome, contrary = (str(rng.choice(each)).format(*things) for each in (done, undone))
+        there = outcome if kind in ("reach", "grasp") else near[len(taught) % len(near)].format(things[0])
+        taught.append(Lesson(asked, outcome, contrary, there))
     return taught
 
 

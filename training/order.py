@@ -42,7 +42,8 @@ def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
 class Scenes:
     """All shards of some tasks, in memory, with one table of facts.
 
-    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell.
+    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell;
+    `partner[i]` is the image of the same moment and view with the state elsewhere, -1 where there is none.
     """
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
@@ -50,6 +51,7 @@ class Scenes:
         self.tasks = tuple(tasks)
         index: dict[str, int] = {}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points")}
+        partners: list[np.ndarray] = []
         rows: list[tuple[int, np.ndarray, np.ndarray]] = []
         task_facts: dict[str, set[int]] = {}
         tasks_of: list[np.ndarray] = []
@@ -61,13 +63,16 @@ class Scenes:
                 parts["frames"].append(shard["frames"])
                 parts["state"].append(shard["state"])
                 parts["points"].append(shard["points"])
+                first = sum(len(each) for each in partners)
+                partner = shard["partner"] if "partner" in shard else np.full(len(true), -1)
+                partners.append(np.where(partner < 0, -1, partner + first))
                 rows.append((len(true), true, false))
                 seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
                 task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
                 tasks_of.append(np.full(len(true), tasks.index(header["task"])))
         self.facts = list(index)
         self.task = np.concatenate(tasks_of)
-        self.frames = np.concatenate(parts["frames"])
+        self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
         self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
         for t, task in enumerate(tasks):  # what is said of other scenes only is false here
@@ -162,7 +167,11 @@ class Orders:
             raise ValueError(f"training text says what a held-out task asks for: {held}")
 
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
-        """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group."""
+        """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group.
+
+        Half of a group are partners of the other half, where there are any. Sentences about states then order
+        those alone whose state was put elsewhere: there the hand tells nothing of it.
+        """
         rows_of, choose = self.scenes.rows, rng.choice
 
         def said(fact: str) -> str:
@@ -170,18 +179,30 @@ class Orders:
 
         tasks = choose(len(rows_of), groups, replace=groups > len(rows_of))
         rows = [choose(rows_of[task], size, replace=False) for task in tasks]
+        for each in rows:
+            partners = self.scenes.partner[each[: size // 2]]
+            each[size - len(partners) :] = np.where(partners < 0, each[size - len(partners) :], partners)
+        moved = [_put_elsewhere(self.scenes.partner[each], each) for each in rows]
         ranked = []
         for group, task in enumerate(tasks):
             for kind in self.kinds[task]:
                 state = self.scenes.state[rows[group]]
                 fact, name, sign = kind[rng.integers(len(kind))]
-                ranked.append(Ranked(group, said(fact), measured(state, name, sign), GAPS[name]))
+                values = measured(state, name, sign)
+                if fact.startswith(("state:", "ask:", "object:")) and moved[group].sum() > 1:
+                    values = np.where(moved[group], values, np.nan)
+                ranked.append(Ranked(group, said(fact), values, GAPS[name]))
                 contrary = [one for one in kind if one[2] == -sign]
                 if self.contrast and contrary:
                     against, name, _ = contrary[rng.integers(len(contrary))]
                     values = ranked[-1].values - measured(state, name, -sign)
                     ranked.append(Ranked(group, ranked[-1].sentence, values, 2 * GAPS[name], said(against)))
         return np.concatenate(rows), ranked
+
+
+def _put_elsewhere(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of which images [N] the state was put elsewhere: the second of two partners. bool [N]."""
+    return (partners >= 0) & (partners < rows)
 
 
 def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tensor:

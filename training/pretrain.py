@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from training.language import Teacher, instructions, is_held_out, lessons, make_tokenizer, words
+from training.language import Lesson, Teacher, instructions, is_held_out, lessons, make_tokenizer, words
 from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
 from training.scenes import POINTS, STATE
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
@@ -234,14 +234,14 @@ class Material:
     Args:
         orders: images, what is known of them, and what is said of them.
         general: sentences without images.
-        lessons: (instruction, outcome, outcome of the opposite).
+        lessons: instructions and their outcomes.
         taught: the teacher's embeddings of all sentences of `orders` and `general`.
         place: sentence -> row of `taught`.
     """
 
     orders: Orders
     general: list[str]
-    lessons: list[tuple[str, str, str]]
+    lessons: list[Lesson]
     taught: Tensor
     place: dict[str, int]
 
@@ -386,8 +386,8 @@ def step_losses(
     texts = [str(choose(said[scenes.facts[fact]])) for fact in facts]
     extra = [material.general[i] for i in rng.integers(0, len(material.general), config.batch // 4)]
     lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 4)
-    asked, done, undone = (
-        zip(*(material.lessons[i] for i in lesson_rows), strict=True) if ranked else ((),) * 3
+    asked, done, undone, _ = (
+        zip(*(material.lessons[i] for i in lesson_rows), strict=True) if ranked else ((),) * 4
     )
     kinds = {
         "caption": texts,

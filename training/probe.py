@@ -77,7 +77,7 @@ def language(model: RewardModel, pairs: int, seed: int) -> float:
 
 def lesson_accuracy(model: RewardModel, count: int, seed: int) -> float:
     """Share of lessons about untaught nouns whose outcome is nearer than its contrary."""
-    asked, done, undone = (
+    asked, done, undone, _ = (
         model.embed_text(list(each)) for each in zip(*lessons(count, seed + 1, UNTAUGHT), strict=True)
     )
     return float(((asked * done).sum(1) > (asked * undone).sum(1)).mean())

@@ -8,10 +8,15 @@ cameras drawn anew each time. Each frame comes with a state vector, the image po
 goal, and the facts (`training.captions`) that hold and that do not.
 
     python -m training.scenes --output out/scenes --rounds 3
+    python -m training.scenes --output out/apart --rounds 1 --apart                    # states apart from hands
     python -m training.scenes --output out/agent-scenes --actions out/actions/*.npz    # what agents did
 
 `--actions` renders in the place of these rollouts what agents did in training tasks (`python -m agents.record`):
 states that an optimiser finds, for `training.train --scenes`.
+
+`--apart` adds to each picture one of the same moment with the mechanism or the object put elsewhere. In what
+anybody does a drawer is open while the hand is still away and closed when it is there, so a model that learns
+"the drawer is open" from rollouts alone learns that the hand is away.
 """
 
 import json
@@ -20,6 +25,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +62,14 @@ CENTRE = np.array((0.0, 0.65, 0.1))
 SIMULATED_STEPS = 160
 RECORDED_STEPS = 12
 VIEWS = 2
+_DTYPES: dict[str, type] = {
+    "frames": np.uint8,
+    "state": np.float32,
+    "points": np.float32,
+    "view": np.int8,
+    "episode": np.int32,
+    "partner": np.int32,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,9 @@ class Config:
     rounds: int = 3
     """Shards per task."""
     episodes: int = 40
-    """Rollouts per shard (24 images each)."""
+    """Rollouts per shard (24 images each; with `apart` up to 48)."""
+    apart: bool = False
+    """Beside each image one of the same moment with the mechanism or the object elsewhere."""
     tasks: tuple[str, ...] = train_tasks()
     """Training tasks to render."""
     actions: tuple[Path, ...] = ()
@@ -196,26 +212,46 @@ def replay(actions: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
 
 
 def _disturb(env: MetaWorldTask, task: str, rng: np.random.Generator) -> None:
-    """Put the mechanism or the object where no rollout of this task begins."""
+    """Put the mechanism or the object where no rollout of this task begins, now and then."""
+    if rng.random() < (0.3 if WORDS[task].joint is None else 0.4):
+        _put_elsewhere(env, task, rng)
+
+
+def _put_elsewhere(env: MetaWorldTask, task: str, rng: np.random.Generator) -> None:
+    """Draw the state of the mechanism, or the place of the object, anew; the hand stays where it is."""
     words, data = WORDS[task], env.data
-    if words.joint is not None:
-        if rng.random() < 0.4:
-            _, low, high = words.joint
-            data.qpos[_mechanism(env.model, words.joint[0])] = low + (high - low) * (
-                rng.random() if rng.random() < 0.6 else 1
-            )
-            env.forward()
-        return
     free = np.flatnonzero(env.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
-    if len(free) and rng.random() < 0.3:
+    if words.joint is not None:
+        name, low, high = words.joint
+        fraction = rng.choice([0.0, 1.0, rng.random()], p=[0.25, 0.25, 0.5])
+        data.qpos[_mechanism(env.model, name)] = low + (high - low) * fraction
+    elif len(free):
         address = int(env.model.jnt_qposadr[free[0]])
-        if rng.random() < 0.5 and env.metaworld._target_pos is not None:
-            data.qpos[address : address + 3] = (
-                env.metaworld._target_pos + rng.normal(0, 0.02, 3) + (0, 0, 0.02)
-            )
+        where = rng.choice(["goal", "hand", "table"], p=[0.3, 0.2, 0.5])
+        if where == "goal" and env.metaworld._target_pos is not None:
+            place = env.metaworld._target_pos + rng.normal(0, 0.02, 3) + (0, 0, 0.02)
+            data.qpos[address : address + 3] = place
+        elif where == "hand":
+            data.qpos[address : address + 2] = env.metaworld.tcp_center[:2] + rng.normal(0, 0.06, 2)
         else:
             data.qpos[address : address + 2] = rng.uniform((-0.3, 0.45), (0.3, 0.85))
-        env.forward()
+    env.forward()
+
+
+def _depth(data: mujoco.MjData) -> float:
+    """How deep things are in each other at most, metres."""
+    return max((-data.contact[i].dist for i in range(data.ncon)), default=0.0)
+
+
+def _moved(env: MetaWorldTask, task: str, rng: np.random.Generator, tries: int = 6) -> bool:
+    """Put the mechanism or the object elsewhere, where the hand leaves room for it. Returns whether it moved."""
+    moment, depth = env.snapshot(), _depth(env.data) + 0.005
+    for _ in range(tries):
+        _put_elsewhere(env, task, rng)
+        if _depth(env.data) <= depth and np.abs(env.snapshot() - moment).max() > 1e-3:
+            return True
+        env.restore(moment)
+    return False
 
 
 def read_actions(file: Path) -> tuple[str, np.ndarray, np.ndarray]:
@@ -235,7 +271,12 @@ def read_actions(file: Path) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 def make_shard(
-    task: str, size: int, episodes: int, seed: tuple[int, ...], actions: Path | None = None
+    task: str,
+    size: int,
+    episodes: int,
+    seed: tuple[int, ...],
+    actions: Path | None = None,
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -245,11 +286,13 @@ def make_shard(
         episodes: rollouts.
         seed: of all that is drawn.
         actions: a file of agents.record, whose episodes are replayed; the number of rollouts is theirs.
+        apart: beside each image one of the same moment with the mechanism or the object elsewhere.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
         not exist; `points` float32 [N, 3, 2] image positions (NaN outside the image); `view` int8 [N];
-        `episode` int32 [N]; `true`, `false`: N lists of facts each.
+        `episode` int32 [N]; `partner` int32 [N], the image of the same moment and view with the state
+        elsewhere, or -1; `true`, `false`: N lists of facts each.
     """
     rng = np.random.default_rng(seed)
     names = train_tasks()
@@ -261,10 +304,20 @@ def make_shard(
     steps = SIMULATED_STEPS if acted is None else acted.shape[1]
     variation = Variation(env.model, words.body)
     spec = CameraSpec()
-    out: dict[str, list] = {
-        key: [] for key in ("frames", "state", "points", "view", "episode", "true", "false")
-    }
+    out: dict[str, list] = {key: [] for key in (*_DTYPES, "true", "false")}
     address = _mechanism(env.model, words.joint[0]) if words.joint else None
+
+    def show(episode: int, views: np.ndarray, known: tuple[np.ndarray, list[str], list[str]]) -> None:
+        state, true, false = known
+        hand, position, goal = (state[i : i + 3] / 5 + CENTRE for i in (0, 4, 7))
+        for view, picture in zip(views, resize(rig.render_views(views), size), strict=True):
+            points = project(env.data, env.model, spec.cameras[view], np.stack([hand, position, goal]))
+            points[(np.abs(points) > 1).any(1)] = np.nan
+            row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8), "points": points}
+            row |= {"view": view, "episode": episode, "partner": -1, "true": true, "false": false}
+            for key, value in row.items():
+                out[key].append(value)
+
     with CameraRig(env, spec) as rig:
         for episode, start_seed in enumerate(seeds):
             observation, _ = env.reset(seed=None if start_seed is None else int(start_seed))
@@ -276,86 +329,93 @@ def make_shard(
                 act: Callable[[int, np.ndarray], np.ndarray] = _Actor(task, rng, names)
             else:
                 act = replay(acted[episode])
+
             recorded = set(rng.choice(steps, min(RECORDED_STEPS, steps), replace=False).tolist())
             for step in range(steps):
                 observation, reward, _, _, info = env.step(act(step, observation))
                 if step not in recorded:
                     continue
-                hand, position, goal = env.metaworld.tcp_center, observation[4:7], observation[36:39]
-                opening = float(observation[3])
-                joint = float(env.data.qpos[address]) if address is not None else None
-                fraction = np.nan
-                if words.joint is not None and joint is not None:
-                    fraction = (joint - words.joint[1]) / (words.joint[2] - words.joint[1])
-                distance = float(np.linalg.norm(hand - position))
-                grasped = distance < 0.05 and 0.1 < opening < 0.85 and position[2] - start[2] > 0.03
-                true, false = facts(
-                    task,
-                    hand=hand,
-                    opening=opening,
-                    position=position,
-                    start=start,
-                    goal=goal,
-                    joint=joint,
-                    success=info["success"],
-                    grasped=grasped,
-                    colour=colour,
-                    generator=rng,
-                )
-                state = np.hstack(
-                    [
-                        (hand - CENTRE) * 5,
-                        opening,
-                        (position - CENTRE) * 5,
-                        (goal - CENTRE) * 5,
-                        (position - hand) * 5,
-                        distance * 5,
-                        np.linalg.norm(position - goal) * 5,
-                        np.clip(fraction, -0.5, 1.5),
-                        reward / 10,
-                        float(info["success"]),
-                    ]
-                )
                 views = rng.choice(len(spec.cameras), VIEWS, replace=False)
-                pictures = resize(rig.render_views(views), size)
-                for view, picture in zip(views, pictures, strict=True):
-                    points = project(
-                        env.data, env.model, spec.cameras[view], np.stack([hand, position, goal])
-                    )
-                    points[(np.abs(points) > 1).any(1)] = np.nan
-                    out["frames"].append(np.asarray(picture))
-                    out["state"].append(np.clip(state, -8, 8))
-                    out["points"].append(points)
-                    out["view"].append(view)
-                    out["episode"].append(episode)
-                    out["true"].append(true)
-                    out["false"].append(false)
+                known = partial(_known, env, task, start=start, colour=colour, joint=address, generator=rng)
+                show(episode, views, known(observation, reward, info["success"]))
+                moment = env.snapshot()
+                if apart and _moved(env, task, rng):
+                    there, reward, info = env.observe()
+                    show(episode, views, known(there, reward, info["success"]))
+                    both = np.arange(len(out["partner"]) - 2 * VIEWS, len(out["partner"]))
+                    out["partner"][-2 * VIEWS :] = np.roll(both, VIEWS).tolist()
+                    env.restore(moment)
     env.close()
-    dtypes = {
-        "frames": np.uint8,
-        "state": np.float32,
-        "points": np.float32,
-        "view": np.int8,
-        "episode": np.int32,
-    }
     return {
-        key: np.stack(value).astype(dtypes[key]) if key in dtypes else value for key, value in out.items()
+        key: np.stack(value).astype(_DTYPES[key]) if key in _DTYPES else value for key, value in out.items()
     }
 
 
-def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None]) -> None:
-    path, task, size, episodes, seed, actions = job
-    shard = make_shard(task, size, episodes, seed, actions)
+def _known(
+    env: MetaWorldTask,
+    task: str,
+    observation: np.ndarray,
+    reward: float,
+    success: bool,
+    *,
+    start: np.ndarray,
+    colour: str,
+    joint: int | None,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """State vector of a moment, facts that hold and facts that do not; `joint`: the mechanism's qpos address."""
+    words = WORDS[task]
+    hand, position, goal = env.metaworld.tcp_center, observation[4:7], observation[36:39]
+    opening = float(observation[3])
+    value = float(env.data.qpos[joint]) if joint is not None else None
+    fraction = np.nan
+    if words.joint is not None and value is not None:
+        fraction = (value - words.joint[1]) / (words.joint[2] - words.joint[1])
+    distance = float(np.linalg.norm(hand - position))
+    grasped = distance < 0.05 and 0.1 < opening < 0.85 and position[2] - start[2] > 0.03
+    true, false = facts(
+        task,
+        hand=hand,
+        opening=opening,
+        position=position,
+        start=start,
+        goal=goal,
+        joint=value,
+        success=success,
+        grasped=grasped,
+        colour=colour,
+        generator=generator,
+    )
+    state = np.hstack(
+        [
+            (hand - CENTRE) * 5,
+            opening,
+            (position - CENTRE) * 5,
+            (goal - CENTRE) * 5,
+            (position - hand) * 5,
+            distance * 5,
+            np.linalg.norm(position - goal) * 5,
+            np.clip(fraction, -0.5, 1.5),
+            reward / 10,
+            float(success),
+        ]
+    )
+    return state, true, false
+
+
+def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None, bool]) -> None:
+    path, task, size, episodes, seed, actions, apart = job
+    shard = make_shard(task, size, episodes, seed, actions, apart)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
         width = max(len(row) for row in shard[key])
         ids = [[index[fact] for fact in row] + [-1] * (width - len(row)) for row in shard[key]]
         shard[key] = np.array(ids, np.int16)
-    partial = path.with_suffix(".partial.npz")
+    fresh = path.with_suffix(".partial.npz")
     header = json.dumps({"task": task, "facts": vocabulary, "seed": seed, "size": size})
-    np.savez(partial, header=np.array(header), **shard)
-    os.replace(partial, path)
+    np.savez(fresh, header=np.array(header), **shard)
+    os.replace(fresh, path)
 
 
 def main(config: Config) -> None:
@@ -374,7 +434,15 @@ def main(config: Config) -> None:
             wanted.append((task, counts[task], file))
             counts[task] += 1
     jobs = [
-        (path, task, config.size, config.episodes, (config.seed, order.index(task), round_), file)
+        (
+            path,
+            task,
+            config.size,
+            config.episodes,
+            (config.seed, order.index(task), round_),
+            file,
+            config.apart,
+        )
         for task, round_, file in wanted
         if not (path := config.output / f"{round_:03d}-{task}.npz").exists()
     ]

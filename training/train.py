@@ -40,6 +40,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.config import TrainConfig
+from training.language import Lesson, lessons
 from training.objectives import Objective, find_objective
 from training.order import (
     REWARD_GAP,
@@ -68,6 +69,7 @@ from vlm_reward.tasks import instruction, opposite, train_tasks
 
 VALIDATION_BATCHES = 8
 CHUNK = 256  # images in one forward of the validation
+LESSONS, LESSON_POOL = 32, 5_000  # in a batch; that they are drawn from
 # Of rollouts in a batch: tasks, episodes of each task, frames of each episode.
 ROLLOUT_GROUPS, ROLLOUT_EPISODES, ROLLOUT_FRAMES = 4, 4, 4
 
@@ -158,6 +160,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     if config.scenes:
         orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
     opposites = opposite_sentences(config, training) if contrast else {}
+    taught = lessons(LESSON_POOL, config.seed) if config.lesson_weight else []
     held_back_batches: list[Batch] = []
     if held_back:
         validator = make_sampler(config, objective, held_back, cache.views)
@@ -188,6 +191,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         start_weight=config.start_weight,
         metadata=adapter_metadata(config, hyper, cache, training, held_back),
     )
+    meant = meant_by(taught, model) if taught else torch.empty(0)  # before anything is learned
     progress = load_state(state_file, weights, optimizer) if config.resume else Progress()
     accelerator.wait_for_everyone()  # nobody writes before everybody has looked at the folder
     main = accelerator.is_main_process
@@ -253,6 +257,12 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             of = dict(zip(said, texts_of(said), strict=True))
         texts = [of[sentence] - of[against] if against else of[sentence] for sentence, against in both]
         return ranked_loss(images, torch.stack(texts), ranked)
+
+    def lesson_loss(seed: int) -> Tensor:
+        drawn = np.random.default_rng([seed, 3]).integers(0, len(taught), LESSONS)
+        with autocast():
+            asked = texts_of([taught[i].asked for i in drawn])
+        return 1 - cosine(asked, meant[drawn]).mean()
 
     def rollout_loss(seed: int) -> Tensor:
         assert rollouts
@@ -378,6 +388,8 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
             loss = loss_of(batch)
             if orders:
                 loss = loss + config.order_weight * order_of(batch.seed)
+            if taught:
+                loss = loss + config.lesson_weight * lesson_loss(batch.seed)
             if rollouts:
                 loss = loss + config.rollout_weight * rollout_loss(batch.seed)
             loss.backward()
@@ -482,6 +494,16 @@ def split_episodes(cache: FrameCache, config: TrainConfig) -> tuple[list[Episode
 def until_success(episode: EpisodeInfo, success: np.ndarray) -> EpisodeInfo:
     """A trajectory cut after its first success, bool [T]; a whole one where there is none."""
     return replace(episode, length=int(success.argmax()) + 1) if success.any() else episode
+
+
+def meant_by(taught: Sequence[Lesson], model: RewardModel) -> Tensor:
+    """Where the instructions of lessons [K] belong: between their outcome and, twice as near, "the hand is there",
+    as `model` has them now. float32 [K, D], not normalised.
+    """
+    outcome, there = (
+        model.embed_text([getattr(one, part) for one in taught]) for part in ("outcome", "there")
+    )
+    return torch.from_numpy(outcome + 2 * there).to(model.encoder.device)
 
 
 def scene_tasks(config: TrainConfig) -> list[str]:

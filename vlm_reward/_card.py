@@ -150,12 +150,14 @@ def _learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     lora = f"r {protocol.get('lora_rank')}, alpha {protocol.get('lora_alpha')}"
     head = ", the pooling attention whole" if protocol.get("head") else ""
     scenes, margin = protocol.get("scenes"), protocol.get("rollout_margin")
+    lessons = protocol.get("lesson_weight")
     apart = f", at least {margin} of score for each unit of it" if margin else ""
     told = [
         f"Demonstrations: `{protocol.get('dataset')}`, {len(tasks)} tasks (listed below), {len(held_back)} "
         f"trajectories held back for validation{_unseen(facts)}.",
         f"It went on from `{adapter}`." if (adapter := protocol.get("adapter")) else "",
         "Beside them pictures of the training tasks, ordered by sentences." if scenes else "",
+        'Lessons put an instruction between its outcome and "the hand is there".' if lessons else "",
         f"Rollouts of training tasks ordered by their true reward{apart}: {rollouts}."
         if (rollouts := _code(protocol.get("rollouts")))
         else "",

@@ -98,10 +98,8 @@ class MetaWorldTask(gym.Env):
             try:
                 env.reset()
                 self.forward()
-                current = env._get_curr_obs_combined_no_goal()
-                env._prev_obs = current
-                observation = self._clip(np.hstack((current, current, env._get_pos_goal())))
-                env.evaluate_state(observation, np.zeros(4, np.float32))
+                observation, _, _ = self.observe()
+                env._prev_obs = observation[:18]
                 return observation, {"success": False}
             except ValueError as error:  # sweep-into: some hand starts leave its reward no margin
                 if "margin" not in str(error):
@@ -119,6 +117,14 @@ class MetaWorldTask(gym.Env):
         mujoco.mj_forward(self.model, self.data)
         for name, position in self._env._target_site_config:
             self._env._set_pos_site(name, position)
+
+    def observe(self) -> tuple[np.ndarray, float, dict[str, Any]]:
+        """Observation, reward and info of the state as it stands, as if the step before had shown the same."""
+        env = self._env
+        current = env._get_curr_obs_combined_no_goal()
+        observation = self._clip(np.hstack((current, current, env._get_pos_goal())))
+        reward, info = env.evaluate_state(observation, np.zeros(4, np.float32))
+        return observation, float(reward), info | {"success": bool(info["success"])}
 
     def snapshot(self) -> np.ndarray:
         """What MuJoCo needs to show this moment again: float64, positions and the mocap body's pose."""

@@ -24,14 +24,15 @@ from vlm_reward.encoder import (
     read_adapter_config,
     write_folder,
 )
+from vlm_reward.instructions import approach
 from vlm_reward.preprocess import preprocess
 from vlm_reward.similarity import cosine, keep, reached, toward
 
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; with a judge. An older library would overlook what came later.
-FORMAT_VERSION, START_VERSION, JUDGE_VERSION = 1, 2, 3
+# Plain; with a start_weight; a judge; an approach_weight. An older library would overlook what came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION = 1, 2, 3, 4
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -52,6 +53,9 @@ class RewardModel:
         judge: a model of the same cameras that tells from all views of the first frame whether what is asked is
             so already (`vlm_reward.similarity.reached`), and then scores to keep it so (`keep`). Only with a
             start_weight.
+        approach_weight: how much a sentence counts that asks for the hand at what the instruction names ("touch
+            the drawer", see `vlm_reward.instructions.approach`), beside the instruction itself: a score is that
+            of y + a * y', the two embeddings, made unit again. 0 is the instruction alone.
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -69,16 +73,19 @@ class RewardModel:
         camera_spec: CameraSpec | None = None,
         start_weight: float = 0.0,
         judge: "RewardModel | None" = None,
+        approach_weight: float = 0.0,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not (math.isfinite(start_weight) and start_weight >= 0):
-            raise ValueError(f"start_weight must be at least 0, got {start_weight}")
+        for name, weight in (("start_weight", start_weight), ("approach_weight", approach_weight)):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be at least 0, got {weight}")
         if judge and not start_weight:
             raise ValueError("a judge looks at the first frame: give a start_weight, too")
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
+        self.approach_weight = approach_weight
         self.judge = judge
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
@@ -113,7 +120,7 @@ class RewardModel:
         """
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-        metadata, spec, start_weight = _read_metadata(folder)
+        metadata, spec, weights = _read_metadata(folder)
         judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -144,10 +151,10 @@ class RewardModel:
         model = cls(
             encoder,
             camera_spec=spec,
-            start_weight=start_weight,
             judge=judge,
             metadata=metadata,
             dtype=dtype,
+            **weights,
         )
         if encoder.has_adapter:  # merged, and kept apart as it was: no need to convert at each forward
             encoder.model.to(model.dtype)
@@ -279,6 +286,10 @@ class RewardModel:
         """
         return self._like_this(start_weight=start_weight)
 
+    def with_approach_weight(self, approach_weight: float) -> "RewardModel":
+        """This model, which shares its weights, with another weight of "the hand is there"; 0 does without it."""
+        return self._like_this(approach_weight=approach_weight)
+
     def with_judge(self, judge: "RewardModel") -> "RewardModel":
         """This model, which shares its weights, with another judge, or its first; see `training.judge`."""
         name = str(self.metadata.get("objective", "unknown")).removesuffix("+judge")
@@ -292,6 +303,7 @@ class RewardModel:
 
     def _like_this(self, **changed: Any) -> "RewardModel":
         same: dict[str, Any] = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
+        same["approach_weight"] = self.approach_weight
         same["judge"] = self.judge if changed.get("start_weight", self.start_weight) else None
         same["metadata"] = self.metadata
         return RewardModel(self.encoder, **same | changed, dtype=self.dtype)
@@ -384,6 +396,8 @@ class RewardModel:
             facts |= {"format_version": START_VERSION, "start_weight": self.start_weight}
         if self.judge:
             facts |= {"format_version": JUDGE_VERSION, "judge": True}
+        if self.approach_weight:
+            facts |= {"format_version": APPROACH_VERSION, "approach_weight": self.approach_weight}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -441,7 +455,14 @@ class RewardModel:
         return embedded
 
     def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """T sentences -> [T, D] on the model's device."""
+        """T sentences -> [T, D] on the model's device; each with the hand at what it names, if that counts."""
+        said = self._embed_sentences(texts)
+        if not self.approach_weight:
+            return said
+        there = self._embed_sentences([approach(text) or text for text in texts])
+        return torch.nn.functional.normalize(said + self.approach_weight * there, dim=-1)
+
+    def _embed_sentences(self, texts: Sequence[str]) -> torch.Tensor:
         if isinstance(texts, str) or len(texts) == 0:
             raise ValueError(f"texts must be a non-empty list of strings, got {texts!r}")
         if len(self._texts) > _TEXT_CACHE or self.encoder.trainable_parameters():
@@ -490,26 +511,28 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "start_weight", "judge")
+_WEIGHTS = ("start_weight", "approach_weight")
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", *_WEIGHTS)
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, float]:
-    """`vlm_reward.json`, empty when there is none: a backbone, or an adapter that PEFT alone wrote."""
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, dict[str, float]]:
+    """`vlm_reward.json`, cameras and weights of it; empty when there is none: a backbone, or one of PEFT's own."""
     path = folder / METADATA
     if not path.is_file():
-        return {}, None, 0.0
+        return {}, None, {}
     try:
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
-        start_weight = float(facts.get("start_weight", 0.0))
+        weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in (FORMAT_VERSION, START_VERSION, JUDGE_VERSION):
+    if version not in (FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {JUDGE_VERSION}: upgrade vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {APPROACH_VERSION}: upgrade "
+            "vlm-reward"
         )
-    return facts, spec, start_weight
+    return facts, spec, weights
 
 
 def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:
