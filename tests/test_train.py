@@ -400,7 +400,7 @@ def test_instructions_learn_to_lie_between_outcome_and_hand(config: TrainConfig,
     outcome, there = (
         bare.embed_text([getattr(one, part) for one in taught]) for part in ("outcome", "there")
     )
-    np.testing.assert_allclose(meant, outcome + there, atol=1e-6)
+    np.testing.assert_allclose(meant, outcome + 2 * there, atol=1e-6)
     meant /= np.linalg.norm(meant, axis=1, keepdims=True)
 
     def nearness(model: RewardModel) -> float:
