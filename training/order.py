@@ -182,7 +182,7 @@ class Orders:
         for each in rows:
             partners = self.scenes.partner[each[: size // 2]]
             each[size - len(partners) :] = np.where(partners < 0, each[size - len(partners) :], partners)
-        moved = [_put_elsewhere(self.scenes.partner[each], each) for each in rows]
+        moved = [_state_moved(self.scenes.partner[each], each) for each in rows]
         ranked = []
         for group, task in enumerate(tasks):
             for kind in self.kinds[task]:
@@ -200,7 +200,7 @@ class Orders:
         return np.concatenate(rows), ranked
 
 
-def _put_elsewhere(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _state_moved(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Of which images [N] the state was put elsewhere: the second of two partners. bool [N]."""
     return (partners >= 0) & (partners < rows)
 

@@ -463,6 +463,7 @@ class RewardModel:
         return torch.nn.functional.normalize(said + self.approach_weight * there, dim=-1)
 
     def _embed_sentences(self, texts: Sequence[str]) -> torch.Tensor:
+        """T sentences -> [T, D], as they are; each unique one is computed once."""
         if isinstance(texts, str) or len(texts) == 0:
             raise ValueError(f"texts must be a non-empty list of strings, got {texts!r}")
         if len(self._texts) > _TEXT_CACHE or self.encoder.trainable_parameters():
