@@ -185,6 +185,17 @@ def test_apart_shows_the_same_moment_with_another_state():
     assert (plain["partner"] == -1).all()
 
 
+def test_visits_go_about_the_object_wherever_it_is():
+    names, shards = scenes.STATE, {}
+    for visits in (0.0, 1.0):
+        state = scenes.make_shard("door-close-v3", 28, 8, (5,), visits=visits)["state"]
+        shards[visits] = state[:, names.index("hand_object")] / 5, state[:, names.index("fraction")]
+    (beside, _), (about, fraction) = shards[0.0], shards[1.0]
+    assert (about < 0.06).mean() > 0.25 > (beside < 0.06).mean()  # the hand is there, metres
+    near = fraction[about < 0.08]
+    assert (near < 0.2).any() and (near > 0.8).any() and ((near > 0.3) & (near < 0.7)).any()
+
+
 def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
     shard = scenes.make_shard("window-open-v3", 28, 2, (5,), apart=True)
     facts = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
@@ -416,6 +427,19 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     for a, b in zip(encoder.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     assert json.loads((tmp_path / "part" / "pretraining.json").read_text())["steps_done"] == 8
+
+    # Going on from it: its sizes, the third stage alone, and after a step of next to nothing its weights.
+    on: dict = {"scenes": shards, "batch": 16, "group": 4, "order_steps": 1, "threads": 1}
+    on |= {"start": str(tmp_path / "whole"), "learning_rate": 1e-9, "output": tmp_path / "on"}
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "c", **on))
+    for a, b in zip(
+        encoder.parameters(), DualEncoder.from_pretrained(tmp_path / "on").parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+    facts = json.loads((tmp_path / "on" / "pretraining.json").read_text())
+    assert (facts["steps_done"], facts["text_steps"], facts["width"]) == (1, 0, 48)
+    with pytest.raises(FileNotFoundError, match="is no backbone of training.pretrain"):
+        pretrain.pretrain(pretrain.Config(start=str(shards), output=tmp_path / "no"))
 
 
 def _interrupt_at(function, call):

@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from training.language import Lesson, Teacher, instructions, is_held_out, lesson
 from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
 from training.scenes import POINTS, STATE
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward.encoder import locate
 from vlm_reward.preprocess import preprocess
 from vlm_reward.tasks import train_tasks
 
@@ -62,6 +63,9 @@ class Config:
     """Replace a backbone in `output`."""
     work: Path = Path("out/pretrain")
     """Folder of the state for --resume and of the teacher's embeddings."""
+    start: str | None = None
+    """A backbone of this module to go on from, a name under checkpoints/ or a folder: its tokenizer and sizes, and
+    the third stage alone."""
     stand_ins: tuple[str, ...] = ()
     """Training tasks to leave out."""
     image_size: int = 112
@@ -107,6 +111,19 @@ class Config:
 
 
 # --------------------------------------------------------------------------------------------- model
+
+
+def started(config: Config, backbone: Path) -> Config:
+    """`config` with the sizes of a backbone to go on from, and none of the stages that are behind it.
+
+    Raises:
+        FileNotFoundError: the folder holds no backbone of this module.
+    """
+    if not (facts := backbone / "pretraining.json").exists():
+        raise FileNotFoundError(f"{backbone} is no backbone of training.pretrain: it has no {facts.name}")
+    made = json.loads(facts.read_text())
+    sizes = ("image_size", "patch_size", "width", "vision_layers", "text_layers", "text_length")
+    return replace(config, text_steps=0, steps=0, **{name: made[name] for name in sizes})
 
 
 def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -263,6 +280,8 @@ def pretrain(config: Config) -> None:
             raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
+    if config.start:
+        config = started(config, locate(config.start))
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
     scenes = Scenes((config.scenes,), tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
@@ -283,6 +302,13 @@ def pretrain(config: Config) -> None:
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
+    elif config.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(locate(config.start))
+        tokenizer.save_pretrained(config.work / "tokenizer")
+        model = make_model(config, tokenizer)
+        model.load_state_dict(
+            SiglipModel.from_pretrained(locate(config.start), dtype=torch.float32).state_dict()
+        )
     else:
         tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
         tokenizer.save_pretrained(config.work / "tokenizer")

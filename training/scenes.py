@@ -59,6 +59,8 @@ STATE = (
 
 POINTS = ("hand", "object", "goal")
 CENTRE = np.array((0.0, 0.65, 0.1))
+FINGERS = np.array((0.0, 0.0, -0.045))
+"""From the hand, which an observation tells of, to between its fingertips, metres."""
 SIMULATED_STEPS = 160
 RECORDED_STEPS = 12
 VIEWS = 2
@@ -86,6 +88,8 @@ class Config:
     """Rollouts per shard (24 images each; with `apart` up to 48)."""
     apart: bool = False
     """Beside each image one of the same moment with the mechanism or the object elsewhere."""
+    visits: float = 0.0
+    """Share of the rollouts in which the hand goes from place to place about the object, whatever its state."""
     tasks: tuple[str, ...] = train_tasks()
     """Training tasks to render."""
     actions: tuple[Path, ...] = ()
@@ -206,6 +210,24 @@ class _Actor:
         return self.policy(observation) + self.bias + self.noise * self.rng.normal(0, 1, 4)
 
 
+class _Visitor:
+    """Goes from place to place about the object, wherever it is."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.until, self.spread = 0, 0.0
+        self.aside, self.grip = np.zeros(3), 0.0
+
+    def __call__(self, step: int, observation: np.ndarray) -> np.ndarray:
+        rng = self.rng
+        if step >= self.until:
+            self.until = step + int(rng.integers(8, 24))
+            self.aside = rng.normal(0, rng.choice([0.02, 0.06, 0.15]), 3)
+            self.grip = float(rng.choice([-1, 1]))
+        way = observation[4:7] + self.aside - (observation[:3] + FINGERS)
+        return np.append(10 * way, self.grip)
+
+
 def replay(actions: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
     """Does again what was done: actions [T, 4]."""
     return lambda step, _: actions[step]
@@ -277,6 +299,7 @@ def make_shard(
     seed: tuple[int, ...],
     actions: Path | None = None,
     apart: bool = False,
+    visits: float = 0.0,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -287,6 +310,7 @@ def make_shard(
         seed: of all that is drawn.
         actions: a file of agents.record, whose episodes are replayed; the number of rollouts is theirs.
         apart: beside each image one of the same moment with the mechanism or the object elsewhere.
+        visits: share of the rollouts in which the hand goes from place to place about the object.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -324,11 +348,15 @@ def make_shard(
             colour = variation.apply(rng) or words.colour
             env.forward()
             start = observation[4:7].copy()
-            if acted is None:
-                _disturb(env, task, rng)
-                act: Callable[[int, np.ndarray], np.ndarray] = _Actor(task, rng, names)
-            else:
+            act: Callable[[int, np.ndarray], np.ndarray]
+            if acted is not None:
                 act = replay(acted[episode])
+            elif visits and rng.random() < visits:
+                _put_elsewhere(env, task, rng)
+                act = _Visitor(rng)
+            else:
+                _disturb(env, task, rng)
+                act = _Actor(task, rng, names)
 
             recorded = set(rng.choice(steps, min(RECORDED_STEPS, steps), replace=False).tolist())
             for step in range(steps):
@@ -403,9 +431,9 @@ def _known(
     return state, true, false
 
 
-def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None, bool]) -> None:
-    path, task, size, episodes, seed, actions, apart = job
-    shard = make_shard(task, size, episodes, seed, actions, apart)
+def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None, bool, float]) -> None:
+    path, task, size, episodes, seed, actions, apart, visits = job
+    shard = make_shard(task, size, episodes, seed, actions, apart, visits)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
@@ -442,6 +470,7 @@ def main(config: Config) -> None:
             (config.seed, order.index(task), round_),
             file,
             config.apart,
+            config.visits,
         )
         for task, round_, file in wanted
         if not (path := config.output / f"{round_:03d}-{task}.npz").exists()
