@@ -223,11 +223,14 @@ def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
         for number, one in enumerate(ranked):
             of = data.partner[drawn[one.group]]
             moved = (of >= 0) & (of < drawn[one.group])
-            if number % 5 < 3 or moved.sum() < 2:
-                assert not np.isnan(one.values).any()
-            else:
-                assert (np.isnan(one.values) == ~moved).all()
-                found += 1
+            if number % 5 != 3 or not moved.any():  # all but statements of a state
+                assert one.pairs is None
+                continue
+            assert one.pairs is not None
+            for i, j in np.ndindex(8, 8):
+                partners = of[i] == drawn[one.group][j]
+                assert one.pairs[i, j] == ((moved[i] and moved[j]) or partners)
+            found += 1
     assert found > 3
 
 
@@ -293,6 +296,15 @@ def test_order_loss_by_hand():
     # Both pairs that differ: (0 over 1) as above, (0 over 2): log(1 + e^(5 * .7)) = 3.529751.
     loss = order.order_loss(scores, torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.1]))
     assert loss.item() == pytest.approx((1.701413 + 3.529751) / 2, abs=1e-5)
+    # Of these only the second may be compared; a second sentence, with that pair alone, weighs the same, not less
+    # for its fewer pairs; a third orders nothing and does not count.
+    values = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, nan], [nan, nan, nan]])
+    three, gaps = scores.expand(3, 3), torch.full((3,), 0.1)
+    loss = order.order_loss(three, values, gaps)
+    assert loss.item() == pytest.approx(((1.701413 + 3.529751) / 2 + 1.701413) / 2, abs=1e-5)
+    pairs = torch.zeros(3, 3, 3, dtype=torch.bool)
+    pairs[:2, 0, 2] = True
+    assert order.order_loss(three, values, gaps, pairs).item() == pytest.approx(3.529751, abs=1e-5)
 
 
 def test_order_loss_with_a_margin_wants_more_score_for_more_value():

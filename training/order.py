@@ -125,6 +125,7 @@ class Ranked:
         sentence: what is said.
         values: [G], higher is truer; NaN where nobody knows.
         gap: values nearer than this count as equal.
+        pairs: bool [G, G], which two may be compared; None for any.
         against: what is said of the contrary, whose score is to be subtracted; None for nothing.
     """
 
@@ -132,6 +133,7 @@ class Ranked:
     sentence: str
     values: np.ndarray
     gap: float
+    pairs: np.ndarray | None = None
     against: str | None = None
 
 
@@ -169,8 +171,8 @@ class Orders:
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
         """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group.
 
-        Half of a group are partners of the other half, where there are any. Sentences about states then order
-        those alone whose state was put elsewhere: there the hand tells nothing of it.
+        Half of a group are partners of the other half, where there are any. Statements of a state then order
+        partners, and those whose state was put elsewhere: there the hand tells nothing of it.
         """
         rows_of, choose = self.scenes.rows, rng.choice
 
@@ -182,27 +184,33 @@ class Orders:
         for each in rows:
             partners = self.scenes.partner[each[: size // 2]]
             each[size - len(partners) :] = np.where(partners < 0, each[size - len(partners) :], partners)
-        moved = [_state_moved(self.scenes.partner[each], each) for each in rows]
+        apart = [_state_apart(self.scenes.partner[each], each) for each in rows]
         ranked = []
         for group, task in enumerate(tasks):
             for kind in self.kinds[task]:
                 state = self.scenes.state[rows[group]]
                 fact, name, sign = kind[rng.integers(len(kind))]
                 values = measured(state, name, sign)
-                if fact.startswith(("state:", "ask:", "object:")) and moved[group].sum() > 1:
-                    values = np.where(moved[group], values, np.nan)
-                ranked.append(Ranked(group, said(fact), values, GAPS[name]))
+                stated = fact.startswith(("state:", "object:")) and apart[group].any()
+                pairs = apart[group] if stated else None
+                ranked.append(Ranked(group, said(fact), values, GAPS[name], pairs))
                 contrary = [one for one in kind if one[2] == -sign]
                 if self.contrast and contrary:
                     against, name, _ = contrary[rng.integers(len(contrary))]
                     values = ranked[-1].values - measured(state, name, -sign)
-                    ranked.append(Ranked(group, ranked[-1].sentence, values, 2 * GAPS[name], said(against)))
+                    ranked.append(
+                        Ranked(group, ranked[-1].sentence, values, 2 * GAPS[name], pairs, said(against))
+                    )
         return np.concatenate(rows), ranked
 
 
-def _state_moved(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of which images [N] the state was put elsewhere: the second of two partners. bool [N]."""
-    return (partners >= 0) & (partners < rows)
+def _state_apart(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of which two images the hand cannot tell which state is which: bool [N, N].
+
+    Those are partners, and any two whose state was put elsewhere (the second of two partners).
+    """
+    moved = (partners >= 0) & (partners < rows)
+    return (moved[:, None] & moved) | (partners[:, None] == rows)
 
 
 def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tensor:
@@ -217,7 +225,9 @@ def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tens
     own = images.reshape(-1, size, images.shape[1])[[one.group for one in ranked]]  # [R, G, D]
     values = torch.from_numpy(np.stack([one.values for one in ranked])).to(images.device)
     gaps = torch.tensor([one.gap for one in ranked], device=images.device)
-    return order_loss((own @ texts[..., None])[..., 0], values, gaps)
+    any_two = np.ones((size, size), bool)
+    pairs = torch.from_numpy(np.stack([any_two if one.pairs is None else one.pairs for one in ranked]))
+    return order_loss((own @ texts[..., None])[..., 0], values, gaps, pairs.to(images.device))
 
 
 @dataclass(frozen=True)
@@ -348,7 +358,13 @@ def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
 
 
 def order_loss(
-    scores: Tensor, values: Tensor, gaps: Tensor, scale: float = 5.0, margin: float = 0.0
+    scores: Tensor,
+    values: Tensor,
+    gaps: Tensor,
+    pairs: Tensor | None = None,
+    *,
+    scale: float = 5.0,
+    margin: float = 0.0,
 ) -> Tensor:
     """Bradley-Terry: of two images, the one with the higher value has the higher score.
 
@@ -358,16 +374,20 @@ def order_loss(
         scores: [R, G], cosines of R sentences and the G images each orders.
         values: [R, G], how true each is; NaN where nobody knows.
         gaps: [R], values nearer than this count as equal.
+        pairs: bool [R, G, G], which two may be compared; None for any.
         scale: of the scores.
         margin: how much higher the score should be for each unit of value; with 0 all pairs count alike, with
             more those that differ most.
 
     Returns:
-        Mean of log(1 + exp(-scale * (better - worse - margin * their difference in value))) over all pairs that
-        differ; 0 where none does.
+        Mean of log(1 + exp(-scale * (better - worse - margin * their difference in value))) over the pairs of a
+        sentence that differ, then over the sentences that have any; 0 where none has.
     """
     more = values[:, :, None] - values[:, None, :]
     better = more > gaps[:, None, None]
+    if pairs is not None:
+        better &= pairs
     wanted = torch.where(better, margin * more, 0).to(scores.dtype)  # NaN where nobody knows
     each = F.softplus(scale * (wanted - scores[:, :, None] + scores[:, None, :]))
-    return (each * better).sum() / better.sum().clamp(min=1)
+    counts = better.sum((1, 2))
+    return ((each * better).sum((1, 2)) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)

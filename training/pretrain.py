@@ -240,7 +240,7 @@ def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0
 
 # ---------------------------------------------------------------------------------------- the stages
 
-WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 1.0, "lesson": 0.25}
+WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 3.0, "lesson": 0.25}
 """Of the losses of the second and third stage."""
 
 
