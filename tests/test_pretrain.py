@@ -414,7 +414,7 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     monkeypatch.setattr(pretrain, "train_tasks", lambda: ("window-open-v3", "push-v3"))
     monkeypatch.setattr(pretrain, "instructions", lambda n, seed: instructions(60, seed))
     monkeypatch.setattr(pretrain, "words", lambda n, seed, vocabulary: ["open window"])
-    common: dict = {"scenes": shards, "width": 48, "vision_layers": 1, "text_layers": 1, "image_size": 28}
+    common: dict = {"scenes": (shards,), "width": 48, "vision_layers": 1, "text_layers": 1, "image_size": 28}
     common |= {"patch_size": 14, "batch": 16, "text_batch": 8, "text_steps": 3, "steps": 3, "threads": 1}
     common |= {"order_steps": 2, "group": 4, "save_every": 4}
     pretrain.pretrain(pretrain.Config(output=tmp_path / "whole", work=tmp_path / "a", **common))
@@ -442,7 +442,7 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     assert json.loads((tmp_path / "part" / "pretraining.json").read_text())["steps_done"] == 8
 
     # Going on from it: its sizes, the third stage alone, and after a step of next to nothing its weights.
-    on: dict = {"scenes": shards, "batch": 16, "group": 4, "order_steps": 1, "threads": 1}
+    on: dict = {"scenes": (shards,), "batch": 16, "group": 4, "order_steps": 1, "threads": 1}
     on |= {"start": str(tmp_path / "whole"), "learning_rate": 1e-9, "output": tmp_path / "on"}
     pretrain.pretrain(pretrain.Config(work=tmp_path / "c", **on))
     for a, b in zip(

@@ -42,7 +42,8 @@ def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
 class Scenes:
     """All shards of some tasks, in memory, with one table of facts.
 
-    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell;
+    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell; `rows` are
+    those of each task, `of_view` the same by camera;
     `partner[i]` is the image of the same moment and view with the state elsewhere, -1 where there is none.
     """
 
@@ -55,6 +56,7 @@ class Scenes:
         rows: list[tuple[int, np.ndarray, np.ndarray]] = []
         task_facts: dict[str, set[int]] = {}
         tasks_of: list[np.ndarray] = []
+        views: list[np.ndarray] = []
         for file in files:
             with np.load(file) as shard:
                 header = json.loads(str(shard["header"]))
@@ -63,6 +65,7 @@ class Scenes:
                 parts["frames"].append(shard["frames"])
                 parts["state"].append(shard["state"])
                 parts["points"].append(shard["points"])
+                views.append(shard["view"])
                 first = sum(len(each) for each in partners)
                 partner = shard["partner"] if "partner" in shard else np.full(len(true), -1)
                 partners.append(np.where(partner < 0, -1, partner + first))
@@ -85,7 +88,9 @@ class Scenes:
                 self.known[start + row, ids[row, column]] = value
             start += count
 
+        view = np.concatenate(views)
         self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
+        self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
 
     def __len__(self) -> int:
@@ -171,16 +176,18 @@ class Orders:
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
         """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group.
 
+        All images of a group are of one view.
         Half of a group are partners of the other half, where there are any. Statements of a state then order
         partners, and those whose state was put elsewhere: there the hand tells nothing of it.
         """
-        rows_of, choose = self.scenes.rows, rng.choice
+        rows_of, choose = self.scenes.of_view, rng.choice
 
         def said(fact: str) -> str:
             return str(choose(self.said[fact]))
 
         tasks = choose(len(rows_of), groups, replace=groups > len(rows_of))
-        rows = [choose(rows_of[task], size, replace=False) for task in tasks]
+        seen = [rows_of[task][rng.integers(len(rows_of[task]))] for task in tasks]
+        rows = [choose(each, size, replace=size > len(each)) for each in seen]
         for each in rows:
             partners = self.scenes.partner[each[: size // 2]]
             each[size - len(partners) :] = np.where(partners < 0, each[size - len(partners) :], partners)

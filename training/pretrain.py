@@ -55,8 +55,8 @@ MEAN = STD = (0.5, 0.5, 0.5)
 class Config:
     """Pretrain the embedded backbone."""
 
-    scenes: Path = Path("out/scenes")
-    """Shards of `python -m training.scenes`."""
+    scenes: tuple[Path, ...] = (Path("out/scenes"),)
+    """Folders of shards of `python -m training.scenes`."""
     output: Path = Path("out/backbone")
     """Folder of the backbone; copy it to checkpoints/siglip2-tiny to give it that name."""
     overwrite: bool = False
@@ -283,7 +283,7 @@ def pretrain(config: Config) -> None:
     if config.start:
         config = started(config, locate(config.start))
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
-    scenes = Scenes((config.scenes,), tasks)
+    scenes = Scenes(config.scenes, tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
     config.work.mkdir(parents=True, exist_ok=True)
 

@@ -90,6 +90,8 @@ class Config:
     """Beside each image one of the same moment with the mechanism or the object elsewhere."""
     visits: float = 0.0
     """Share of the rollouts in which the hand goes from place to place about the object, whatever its state."""
+    plain: float = 0.25
+    """Share of the rollouts that keep Meta-World's colours, lights and cameras; of the others they are varied."""
     tasks: tuple[str, ...] = train_tasks()
     """Training tasks to render."""
     actions: tuple[Path, ...] = ()
@@ -123,14 +125,18 @@ class Variation:
         inside = [b for b in range(model.nbody) if _is_under(model, b, root)]
         self._object = np.flatnonzero(np.isin(model.geom_bodyid, inside) & (model.geom_rgba[:, 3] > 0.1))
 
-    def apply(self, rng: np.random.Generator) -> str:
-        """Vary the model. Returns the name of the object's new colour, or "" where it kept its own."""
+    def apply(self, rng: np.random.Generator, plain: float) -> str:
+        """Vary the model, or, `plain` of the time, do not.
+
+        Returns:
+            The name of the object's new colour, or "" where it kept its own.
+        """
         model = self.model
         for name, value in self._own.items():
             getattr(model, name)[:] = value
         for name, value in self._head.items():
             getattr(model.vis.headlight, name)[:] = value
-        if rng.random() < 0.25:
+        if rng.random() < plain:
             return ""
         model.cam_pos[:] += rng.normal(0, 0.04, model.cam_pos.shape)
         for quaternion in model.cam_quat:
@@ -300,6 +306,7 @@ def make_shard(
     actions: Path | None = None,
     apart: bool = False,
     visits: float = 0.0,
+    plain: float = 0.25,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -311,6 +318,7 @@ def make_shard(
         actions: a file of agents.record, whose episodes are replayed; the number of rollouts is theirs.
         apart: beside each image one of the same moment with the mechanism or the object elsewhere.
         visits: share of the rollouts in which the hand goes from place to place about the object.
+        plain: share of the rollouts that keep Meta-World's colours, lights and cameras.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -345,7 +353,7 @@ def make_shard(
     with CameraRig(env, spec) as rig:
         for episode, start_seed in enumerate(seeds):
             observation, _ = env.reset(seed=None if start_seed is None else int(start_seed))
-            colour = variation.apply(rng) or words.colour
+            colour = variation.apply(rng, plain) or words.colour
             env.forward()
             start = observation[4:7].copy()
             act: Callable[[int, np.ndarray], np.ndarray]
@@ -431,9 +439,10 @@ def _known(
     return state, true, false
 
 
-def _write_shard(job: tuple[Path, str, int, int, tuple[int, ...], Path | None, bool, float]) -> None:
-    path, task, size, episodes, seed, actions, apart, visits = job
-    shard = make_shard(task, size, episodes, seed, actions, apart, visits)
+def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) -> None:
+    path, task, seed, actions, config = job
+    size = config.size
+    shard = make_shard(task, size, config.episodes, seed, actions, config.apart, config.visits, config.plain)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
@@ -462,16 +471,7 @@ def main(config: Config) -> None:
             wanted.append((task, counts[task], file))
             counts[task] += 1
     jobs = [
-        (
-            path,
-            task,
-            config.size,
-            config.episodes,
-            (config.seed, order.index(task), round_),
-            file,
-            config.apart,
-            config.visits,
-        )
+        (path, task, (config.seed, order.index(task), round_), file, config)
         for task, round_, file in wanted
         if not (path := config.output / f"{round_:03d}-{task}.npz").exists()
     ]
