@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import captions, order, pretrain, scenes
+from training import captions, order, pretrain, probe, scenes
 from training.captions import WORDS, facts, rankings, sentences
 from training.language import UNTAUGHT, instructions, is_held_out, lessons
 from vlm_reward.cameras import CameraRig, CameraSpec
@@ -185,6 +185,16 @@ def test_apart_shows_the_same_moment_with_another_state():
     assert (plain["partner"] == -1).all()
 
 
+def test_plain_scenes_keep_the_colours():
+    shown = {plain: scenes.make_shard("push-v3", 28, 3, (5,), plain=plain)["true"] for plain in (0.0, 1.0)}
+    colours = {
+        plain: {fact for facts in said for fact in facts if fact.startswith("colour:")}
+        for plain, said in shown.items()
+    }
+    assert colours[1.0] == {"colour:red object/puck/cylinder"}
+    assert colours[0.0] - colours[1.0]
+
+
 def test_visits_go_about_the_object_wherever_it_is():
     names, shards = scenes.STATE, {}
     for visits in (0.0, 1.0):
@@ -195,6 +205,24 @@ def test_visits_go_about_the_object_wherever_it_is():
     near = fraction[about < 0.08]
     for low, high in ((-1.0, 0.2), (0.3, 0.7), (0.8, 2.0)):
         assert ((low < near) & (near < high)).any()
+
+
+def test_sight_is_how_often_a_sentence_orders_as_the_simulator_does(shards):
+    data = order.Scenes([shards], ["window-open-v3", "push-v3"])
+    near, fraction = (data.state[:, scenes.STATE.index(name)] for name in ("hand_object", "fraction"))
+
+    class Model:  # embeds an image as what is so in it, and a sentence as what it asks for
+        def embed(self, frames):
+            assert frames.shape == (len(data), 1, 28, 28, 3)
+            return np.stack([-near, np.nan_to_num(fraction)], 1)[:, None]
+
+        def embed_text(self, said):
+            return np.array([[1.0, 0.0] if "near the" in s or "close to" in s else [0.0, 1.0] for s in said])
+
+    found = probe.sight(Model(), data)  # pyright: ignore[reportArgumentType]
+    assert found["near"] == 100
+    # Right of the window from all three cameras; of the object all score 0 under its state, which orders nothing.
+    assert found["state"] == 50
 
 
 def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
@@ -215,6 +243,8 @@ def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
     for _ in range(12):
         drawn, ranked = orders.draw(2, 8, rng)
         drawn = drawn.reshape(2, 8)
+        for group in drawn:  # of one camera
+            assert any(np.isin(group, rows).all() for rows in data.of_view[0])
         halves = data.partner[drawn[:, :4]]
         assert ((halves == drawn[:, 4:]) | (halves < 0)).all()
         assert [one.group for one in ranked] == [0] * 5 + [

@@ -8,7 +8,10 @@ paraphrases that pretraining left out; chance is 10 %. Language: Spearman correl
 the teacher's similarities over pairs of sentences that neither of them was trained on here. Lessons: how
 often an instruction about a thing that no lesson spoke of lies nearer to its outcome than to the contrary;
 chance is 50 %. Demonstrations: multi-view VOC under a task's own sentence and under its opposite's, and how
-often the right sentence of ten scores highest at the end; chance is 10 %. `--checkpoint` may be an adapter.
+often the right sentence of ten scores highest at the end; chance is 10 %. Sight, of scenes: of two images of
+one task and camera, how often the one where the hand is nearer to the object, or its state further on, scores
+higher under the sentence that says so; chance is 50 %, and with scenes of `--apart --visits 0.6` the one tells
+nothing of the other. `--checkpoint` may be an adapter.
 """
 
 import json
@@ -18,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from training.captions import sentences
+from training.captions import rankings, sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
-from training.order import Scenes, split_sentences
+from training.order import GAPS, Scenes, split_sentences
+from training.scenes import STATE
 from vlm_reward.frame_cache import cached
 from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
@@ -38,7 +42,7 @@ class Config:
     stand_ins: tuple[str, ...] | None = None
     """Tasks to report apart; those left out of pretraining when not given."""
     scenes: Path | None = None
-    """Shards rendered with another seed than the training ones, for the retrieval."""
+    """Shards rendered with another seed than the training ones, for the retrieval and the sight."""
     candidates: int = 10
     """Captions an image is compared with."""
     pairs: int = 2000
@@ -65,6 +69,30 @@ def retrieval(model: RewardModel, scenes: Scenes, candidates: int, seed: int) ->
         captions = [place[str(rng.choice(kept[fact]))] for fact in (true, *drawn)]
         right[row] = scores[row, captions[0]] > scores[row, captions[1:]].max()
     return right
+
+
+def sight(model: RewardModel, scenes: Scenes) -> dict[str, float]:
+    """How often sentences order two images of a task and camera as the simulator does: means over both.
+
+    Returns:
+        `near`: "the gripper is near the door", by the distance; `state`: "the door is closed", by how far it is.
+        Per cent; pairs that differ by less than `training.order.GAPS` are left out.
+    """
+    images = model.embed(scenes.frames[:, None])[:, 0]
+    kinds = {"hand:": "near", "state:": "state"}
+    found: dict[str, list[float]] = {kind: [] for kind in kinds.values()}
+    for task, views in zip(scenes.tasks, scenes.of_view, strict=True):
+        for (fact, name, sign), *_ in rankings(task):
+            kind = next((kinds[start] for start in kinds if fact.startswith(start)), None)
+            if kind is None:
+                continue
+            text = model.embed_text(list(sentences(fact))).mean(0)
+            for rows in views:
+                values, scores = sign * scenes.state[rows, STATE.index(name)], images[rows] @ text
+                better = values[:, None] - values > GAPS[name]
+                if better.any():
+                    found[kind].append(float((scores[:, None] > scores)[better].mean()))
+    return {kind: 100 * float(np.mean(shares)) for kind, shares in found.items()}
 
 
 def language(model: RewardModel, pairs: int, seed: int) -> float:
@@ -123,7 +151,10 @@ def main(config: Config) -> None:
         for what, value in demonstrations(model, config.dataset, tasks, config.seed).items():
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
-            right = retrieval(model, Scenes((config.scenes,), tasks), config.candidates, config.seed)
+            scenes = Scenes((config.scenes,), tasks)
+            right = retrieval(model, scenes, config.candidates, config.seed)
+            for what, value in sight(model, scenes).items():
+                figures[f"sight: {what}, {name}, %"] = round(value, 1)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)
     figures["lessons, untaught things, %"] = round(100 * lesson_accuracy(model, 1000, config.seed), 1)
