@@ -14,20 +14,31 @@ from vlm_reward.metrics import voc
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT, instruction, train_tasks
 
-BACKBONE = CHECKPOINTS / "siglip2-tiny"
-ADAPTERS = sorted(path.parent for path in BACKBONE.rglob("*/adapter_config.json"))
+BACKBONES = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
+ADAPTERS = sorted(path.parent for path in CHECKPOINTS.rglob("*/adapter_config.json"))
+
+
+def name_of(folder: Path) -> str:
+    return folder.relative_to(CHECKPOINTS).as_posix()
 
 
 def test_there_is_a_triplet_adapter():
-    assert BACKBONE / "triplet" in ADAPTERS
+    assert CHECKPOINTS / "siglip2-tiny" / "triplet" in ADAPTERS
 
 
-def test_the_backbone_is_small():
-    (weights,) = BACKBONE.glob("*.safetensors")
+def test_backbones_share_a_tokenizer():
+    said = {(folder / "tokenizer.json").read_bytes() for folder in BACKBONES}
+    assert len(BACKBONES) > 1
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("folder", BACKBONES, ids=name_of)
+def test_the_backbone_is_small(folder):
+    (weights,) = folder.glob("*.safetensors")
     with safe_open(weights, "pt") as stored:
         parameters = sum(stored.get_tensor(name).numel() for name in stored.keys())  # noqa: SIM118
     assert 5e6 <= parameters <= 10e6
-    assert sum(file.stat().st_size for file in BACKBONE.iterdir() if file.is_file()) <= 30e6
+    assert sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) <= 30e6
 
 
 def test_no_file_but_safetensors_text_and_json():
@@ -35,13 +46,14 @@ def test_no_file_but_safetensors_text_and_json():
     assert kinds <= {".safetensors", ".json", ".md", ".txt"}
 
 
-def test_the_backbone_saw_training_tasks_alone():
-    tasks = json.loads((BACKBONE / "pretraining.json").read_text())["train_tasks"]
+@pytest.mark.parametrize("folder", BACKBONES, ids=name_of)
+def test_the_backbone_saw_training_tasks_alone(folder):
+    tasks = json.loads((folder / "pretraining.json").read_text())["train_tasks"]
     assert set(tasks) <= set(train_tasks())
     assert not set(tasks) & set(HELD_OUT)
 
 
-@pytest.mark.parametrize("folder", ADAPTERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", ADAPTERS, ids=name_of)
 def test_adapters_saw_training_tasks_alone(folder):
     metadata = json.loads((folder / "vlm_reward.json").read_text())
     tasks = metadata["train_tasks"]
@@ -50,7 +62,7 @@ def test_adapters_saw_training_tasks_alone(folder):
     assert CameraSpec.from_dict(metadata["camera_spec"]) == CameraSpec()
 
 
-@pytest.mark.parametrize("folder", [BACKBONE, *ADAPTERS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [*BACKBONES, *ADAPTERS], ids=name_of)
 def test_every_checkpoint_has_a_model_card(folder):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n")
