@@ -211,15 +211,13 @@ def test_sight_is_how_often_a_sentence_orders_as_the_simulator_does(shards):
     data = order.Scenes([shards], ["window-open-v3", "push-v3"])
     near, fraction = (data.state[:, scenes.STATE.index(name)] for name in ("hand_object", "fraction"))
 
-    class Model:  # embeds an image as what is so in it, and a sentence as what it asks for
-        def embed(self, frames):
-            assert frames.shape == (len(data), 1, 28, 28, 3)
-            return np.stack([-near, np.nan_to_num(fraction)], 1)[:, None]
+    images = np.stack([-near, np.nan_to_num(fraction)], 1)  # embedded as what is so in them
 
+    class Model:  # embeds a sentence as what it asks for
         def embed_text(self, said):
             return np.array([[1.0, 0.0] if "near the" in s or "close to" in s else [0.0, 1.0] for s in said])
 
-    found = probe.sight(Model(), data)  # pyright: ignore[reportArgumentType]
+    found = probe.sight(Model(), data, images)  # pyright: ignore[reportArgumentType]
     assert found["near"] == 100
     # Right of the window from all three cameras; of the object all score 0 under its state, which orders nothing.
     assert found["state"] == 50

@@ -42,30 +42,27 @@ def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
 class Scenes:
     """All shards of some tasks, in memory, with one table of facts.
 
-    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell; `rows` are
-    those of each task, `of_view` the same by camera;
-    `partner[i]` is the image of the same moment and view with the state elsewhere, -1 where there is none.
+    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell;
+    `partner[i]` is the image of the same moment and view with the state elsewhere, -1 where there is none; `rows`
+    are those of each task, `of_view` the same by camera.
     """
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
         files = shards_of(folders, tasks)
         self.tasks = tuple(tasks)
         index: dict[str, int] = {}
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points")}
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "view")}
         partners: list[np.ndarray] = []
         rows: list[tuple[int, np.ndarray, np.ndarray]] = []
         task_facts: dict[str, set[int]] = {}
         tasks_of: list[np.ndarray] = []
-        views: list[np.ndarray] = []
         for file in files:
             with np.load(file) as shard:
                 header = json.loads(str(shard["header"]))
                 ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
                 true, false = ids[shard["true"]], ids[shard["false"]]
-                parts["frames"].append(shard["frames"])
-                parts["state"].append(shard["state"])
-                parts["points"].append(shard["points"])
-                views.append(shard["view"])
+                for key, part in parts.items():
+                    part.append(shard[key])
                 first = sum(len(each) for each in partners)
                 partner = shard["partner"] if "partner" in shard else np.full(len(true), -1)
                 partners.append(np.where(partner < 0, -1, partner + first))
@@ -88,7 +85,7 @@ class Scenes:
                 self.known[start + row, ids[row, column]] = value
             start += count
 
-        view = np.concatenate(views)
+        view = np.concatenate(parts["view"])
         self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
         self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}

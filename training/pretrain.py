@@ -280,8 +280,9 @@ def pretrain(config: Config) -> None:
             raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    if config.start:
-        config = started(config, locate(config.start))
+    before = locate(config.start) if config.start else None
+    if before:
+        config = started(config, before)
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
     scenes = Scenes(config.scenes, tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
@@ -302,13 +303,11 @@ def pretrain(config: Config) -> None:
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
-    elif config.start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(locate(config.start))
+    elif before:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(before)
         tokenizer.save_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
-        model.load_state_dict(
-            SiglipModel.from_pretrained(locate(config.start), dtype=torch.float32).state_dict()
-        )
+        model.load_state_dict(SiglipModel.from_pretrained(before, dtype=torch.float32).state_dict())
     else:
         tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
         tokenizer.save_pretrained(config.work / "tokenizer")

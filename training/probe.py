@@ -51,11 +51,12 @@ class Config:
     """Seed of the draws."""
 
 
-def retrieval(model: RewardModel, scenes: Scenes, candidates: int, seed: int) -> np.ndarray:
+def retrieval(
+    model: RewardModel, scenes: Scenes, images: np.ndarray, candidates: int, seed: int
+) -> np.ndarray:
     """Whether the true caption of each image outscores the false ones: bool [N], of images that have enough."""
     rng = np.random.default_rng(seed)
     kept = [split_sentences(fact)[1] or list(sentences(fact)) for fact in scenes.facts]
-    images = model.embed(scenes.frames[:, None])[:, 0]
     said = sorted({sentence for each in kept for sentence in each})
     place = {sentence: i for i, sentence in enumerate(said)}
     scores = images @ model.embed_text(said).T
@@ -71,14 +72,13 @@ def retrieval(model: RewardModel, scenes: Scenes, candidates: int, seed: int) ->
     return right
 
 
-def sight(model: RewardModel, scenes: Scenes) -> dict[str, float]:
+def sight(model: RewardModel, scenes: Scenes, images: np.ndarray) -> dict[str, float]:
     """How often sentences order two images of a task and camera as the simulator does: means over both.
 
     Returns:
         `near`: "the gripper is near the door", by the distance; `state`: "the door is closed", by how far it is.
         Per cent; pairs that differ by less than `training.order.GAPS` are left out.
     """
-    images = model.embed(scenes.frames[:, None])[:, 0]
     kinds = {"hand:": "near", "state:": "state"}
     found: dict[str, list[float]] = {kind: [] for kind in kinds.values()}
     for task, views in zip(scenes.tasks, scenes.of_view, strict=True):
@@ -152,8 +152,9 @@ def main(config: Config) -> None:
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
             scenes = Scenes((config.scenes,), tasks)
-            right = retrieval(model, scenes, config.candidates, config.seed)
-            for what, value in sight(model, scenes).items():
+            images = model.embed(scenes.frames[:, None])[:, 0]  # [N, D]
+            right = retrieval(model, scenes, images, config.candidates, config.seed)
+            for what, value in sight(model, scenes, images).items():
                 figures[f"sight: {what}, {name}, %"] = round(value, 1)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)

@@ -16,7 +16,8 @@ states that an optimiser finds, for `training.train --scenes`.
 
 `--apart` adds to each picture one of the same moment with the mechanism or the object put elsewhere. In what
 anybody does a drawer is open while the hand is still away and closed when it is there, so a model that learns
-"the drawer is open" from rollouts alone learns that the hand is away.
+"the drawer is open" from rollouts alone learns that the hand is away. `--visits` sends the hand from place to
+place about the object, whatever its state, so that the one tells nothing of the other.
 """
 
 import json
@@ -221,8 +222,7 @@ class _Visitor:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.until, self.spread = 0, 0.0
-        self.aside, self.grip = np.zeros(3), 0.0
+        self.until, self.aside, self.grip = 0, np.zeros(3), 0.0
 
     def __call__(self, step: int, observation: np.ndarray) -> np.ndarray:
         rng = self.rng

@@ -4,40 +4,10 @@ import re
 
 _ARTICLES = "the|a|an"
 _ENDS = (
-    *(
-        "with",
-        "by",
-        "to",
-        "into",
-        "in",
-        "from",
-        "on",
-        "onto",
-        "using",
-        "and",
-        "off",
-        "under",
-        "out",
-        "behind",
-    ),
-    *(
-        "through",
-        "between",
-        "beside",
-        "away",
-        "over",
-        "above",
-        "below",
-        "at",
-        "of",
-        "until",
-        "so",
-        "down",
-        "up",
-    ),
-    *("back", "open", "shut", "clockwise", "counter-clockwise", r"\d+"),
+    r"with|by|to|into|in|from|on|onto|using|and|off|under|out|behind|through|between|beside|away|over|above|below|at|of|"
+    r"until|so|down|up|back|open|shut|clockwise|counter-clockwise|\d+"
 )
-_THING = re.compile(rf"\b(?:{_ARTICLES}) (.+?)(?= (?:{'|'.join(_ENDS)})\b|[,.]|$)")
+_THING = re.compile(rf"\b(?:{_ARTICLES}) (.+?)(?= (?:{_ENDS})\b|[,.]|$)")
 _AROUND = re.compile(r"^(?:bypass|avoid|go around) [^,]*?(?:,| and )\s*")
 _STATEMENT = re.compile(rf"^(?:{_ARTICLES}|there) ")
 
