@@ -482,6 +482,26 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     with pytest.raises(FileNotFoundError, match="is no backbone of training"):
         pretrain.pretrain(pretrain.Config(start=str(shards), output=tmp_path / "no"))
 
+    # Finer images: four times the patches, whose position embeddings are those of the coarse grid, stretched.
+    finer = on | {"output": tmp_path / "finer", "image_size": 56}
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "d", **finer))
+    fine = DualEncoder.from_pretrained(tmp_path / "finer")
+    assert fine.image_size == 56
+    coarse, grown = (
+        one.model.vision_model.embeddings.position_embedding.weight.mean(0) for one in (encoder, fine)
+    )
+    torch.testing.assert_close(grown, coarse, atol=0.02, rtol=0)
+
+
+def test_position_embeddings_are_stretched_in_rows_and_columns():
+    row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    coarse = torch.stack([row, column], -1).reshape(16, 2)
+    assert torch.equal(pretrain.stretched(coarse, 16), coarse)
+    fine = pretrain.stretched(coarse, 64).reshape(8, 8, 2)
+    # Patch 3 of 8 lies at 1.25 of 4, patch 4 at 1.75; bicubic is linear only nearly.
+    torch.testing.assert_close(fine[3, 4], torch.tensor([1.25, 1.75]), atol=0.1, rtol=0)
+    torch.testing.assert_close(fine[4, 3], torch.tensor([1.75, 1.25]), atol=0.1, rtol=0)
+
 
 def _interrupt_at(function, call):
     calls = []

@@ -48,7 +48,9 @@ from vlm_reward.encoder import locate
 from vlm_reward.preprocess import preprocess
 from vlm_reward.tasks import train_tasks
 
+IMAGE_SIZE = 112
 MEAN = STD = (0.5, 0.5, 0.5)
+POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class Config:
     the third stage alone."""
     stand_ins: tuple[str, ...] = ()
     """Training tasks to leave out."""
-    image_size: int = 112
-    """Side of the input, pixels."""
+    image_size: int | None = None
+    """Side of the input, pixels; that of `start`, or 112, when not given. Another than that of `start` stretches
+    its position embeddings."""
     patch_size: int = 14
     """Side of a patch, pixels."""
     width: int = 192
@@ -122,15 +125,25 @@ def started(config: Config, backbone: Path) -> Config:
     if not (facts := backbone / "pretraining.json").exists():
         raise FileNotFoundError(f"{backbone} is no backbone of training.pretrain: it has no {facts.name}")
     made = json.loads(facts.read_text())
-    sizes = ("image_size", "patch_size", "width", "vision_layers", "text_layers", "text_length")
-    return replace(config, text_steps=0, steps=0, **{name: made[name] for name in sizes})
+    sizes = ("patch_size", "width", "vision_layers", "text_layers", "text_length")
+    sizes = {name: made[name] for name in sizes} | {"image_size": config.image_size or made["image_size"]}
+    return replace(config, text_steps=0, steps=0, **sizes)
+
+
+def stretched(positions: Tensor, patches: int) -> Tensor:
+    """Position embeddings [N, width] of a square grid, for one of so many patches: bicubic."""
+    old, new = math.isqrt(len(positions)), math.isqrt(patches)
+    if old == new:
+        return positions
+    grid = positions.T.reshape(1, -1, old, old)
+    return F.interpolate(grid, (new, new), mode="bicubic")[0].flatten(1).T.contiguous()
 
 
 def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
     """A SigLIP of 5-10 M parameters, as random as `config.seed` makes it."""
     common = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": 3}
     torch.manual_seed(config.seed)
-    model = SiglipModel(
+    model: Any = SiglipModel(
         SiglipConfig(
             text_config={
                 **common,
@@ -149,6 +162,7 @@ def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
             },
         )
     )
+    model.set_attn_implementation("eager")  # of so few patches torch's fused attention is slower on a CPU
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-4.0)
@@ -198,9 +212,10 @@ def text_features(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str
 
 
 def image_features(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Patches [B, N, width] and the pooled embedding [B, width]."""
-    out = model.vision_model(pixel_values=pixels)
-    return out.last_hidden_state, out.pooler_output.float()
+    """Patches [B, N, width] and the pooled embedding [B, width]; so many at once as a CPU's caches hold."""
+    parts = [model.vision_model(pixel_values=some) for some in pixels.split(32)]
+    patches, pooled = zip(*((part.last_hidden_state, part.pooler_output) for part in parts), strict=True)
+    return torch.cat(patches), torch.cat(pooled).float()
 
 
 # -------------------------------------------------------------------------------------------- losses
@@ -281,8 +296,9 @@ def pretrain(config: Config) -> None:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     before = locate(config.start) if config.start else None
-    if before:
-        config = started(config, before)
+    config = (
+        started(config, before) if before else replace(config, image_size=config.image_size or IMAGE_SIZE)
+    )
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
     scenes = Scenes(config.scenes, tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
@@ -300,6 +316,7 @@ def pretrain(config: Config) -> None:
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
     material = Material(orders, general, taught_lessons, taught, place)
 
+    patches = ((config.image_size or IMAGE_SIZE) // config.patch_size) ** 2
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
@@ -307,13 +324,14 @@ def pretrain(config: Config) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(before)
         tokenizer.save_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
-        model.load_state_dict(SiglipModel.from_pretrained(before, dtype=torch.float32).state_dict())
+        weights = SiglipModel.from_pretrained(before, dtype=torch.float32).state_dict()
+        weights[POSITIONS] = stretched(weights[POSITIONS], patches)
+        model.load_state_dict(weights)
     else:
         tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
         tokenizer.save_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
         start_from_teacher(model, teacher, origin)
-    patches = (config.image_size // config.patch_size) ** 2
     heads = Heads(config.width, patches)
     widen = nn.Linear(config.width, taught.shape[1])
     modules = nn.ModuleDict({"model": model, "heads": heads, "widen": widen})
@@ -420,7 +438,8 @@ def step_losses(
         "order": [one.sentence for one in ranked],
         "lesson": [*asked, *done, *undone],
     }
-    frames = preprocess(shifted(scenes.frames[rows], rng), size=config.image_size, mean=MEAN, std=STD)
+    size = model.config.vision_config.image_size
+    frames = preprocess(shifted(scenes.frames[rows], rng), size=size, mean=MEAN, std=STD)
     contrast, light = (
         torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
         for low, high in ((0.8, 1.2), (-0.15, 0.15))
@@ -509,7 +528,7 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    side = {"height": config.image_size, "width": config.image_size}
+    side = dict.fromkeys(("height", "width"), model.config.vision_config.image_size)
     SiglipImageProcessorPil(size=side, resample=2, image_mean=MEAN, image_std=STD).save_pretrained(partial)
     here = ("scenes", "output", "overwrite", "work", "threads", "save_every", "max_seconds", "resume")
     facts = {key: value for key, value in asdict(config).items() if key not in here} | {
