@@ -265,6 +265,13 @@ def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
 def test_only_training_tasks_are_rendered(tmp_path):
     with pytest.raises(ValueError, match="training tasks alone, got drawer-open-v3"):
         scenes.main(scenes.Config(tmp_path, tasks=("drawer-open-v3",)))
+    for wrong, message in (
+        ({"visits": 1.5}, "--visits is a share of the rollouts, from 0 to 1, got 1.5"),
+        ({"plain": -0.1}, "--plain is a share"),
+        ({"visits": 0.5, "actions": (tmp_path / "a.npz",)}, "no room for --visits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scenes.main(scenes.Config(tmp_path, **wrong))
 
 
 def test_projection_finds_the_hand_in_the_picture():

@@ -457,6 +457,11 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
 
 def main(config: Config) -> None:
     """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
+    for name in ("visits", "plain"):
+        if not 0 <= (share := getattr(config, name)) <= 1:
+            raise ValueError(f"--{name} is a share of the rollouts, from 0 to 1, got {share}")
+    if config.actions and config.visits:
+        raise ValueError("--actions are replayed as they were: there is no room for --visits")
     config.output.mkdir(parents=True, exist_ok=True)
     order = train_tasks()
     unknown = [task for task in config.tasks if task not in order]
