@@ -528,7 +528,8 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    side = dict.fromkeys(("height", "width"), model.config.vision_config.image_size)
+    pixels = int(model.config.vision_config.image_size)
+    side = {"height": pixels, "width": pixels}
     SiglipImageProcessorPil(size=side, resample=2, image_mean=MEAN, image_std=STD).save_pretrained(partial)
     here = ("scenes", "output", "overwrite", "work", "threads", "save_every", "max_seconds", "resume")
     facts = {key: value for key, value in asdict(config).items() if key not in here} | {
