@@ -162,7 +162,7 @@ def make_model(config: Config, tokenizer: PreTrainedTokenizerFast) -> Any:
             },
         )
     )
-    model.set_attn_implementation("eager")  # of so few patches torch's fused attention is slower on a CPU
+    model.set_attn_implementation("eager")  # torch's fused attention is slower on a CPU, in bfloat16
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-4.0)
@@ -296,9 +296,9 @@ def pretrain(config: Config) -> None:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     before = locate(config.start) if config.start else None
-    config = (
-        started(config, before) if before else replace(config, image_size=config.image_size or IMAGE_SIZE)
-    )
+    if before:
+        config = started(config, before)
+    config = replace(config, image_size=config.image_size or IMAGE_SIZE)
     tasks = [task for task in train_tasks() if task not in config.stand_ins]
     scenes = Scenes(config.scenes, tasks)
     print(f"{len(scenes)} images of {len(tasks)} tasks, {len(scenes.facts)} facts", flush=True)
@@ -316,7 +316,6 @@ def pretrain(config: Config) -> None:
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
     material = Material(orders, general, taught_lessons, taught, place)
 
-    patches = ((config.image_size or IMAGE_SIZE) // config.patch_size) ** 2
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
@@ -325,14 +324,14 @@ def pretrain(config: Config) -> None:
         tokenizer.save_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
         weights = SiglipModel.from_pretrained(before, dtype=torch.float32).state_dict()
-        weights[POSITIONS] = stretched(weights[POSITIONS], patches)
+        weights[POSITIONS] = stretched(weights[POSITIONS], model.vision_model.embeddings.num_patches)
         model.load_state_dict(weights)
     else:
         tokenizer, origin = make_tokenizer(teacher, captions + general[:20_000], config.text_length)
         tokenizer.save_pretrained(config.work / "tokenizer")
         model = make_model(config, tokenizer)
         start_from_teacher(model, teacher, origin)
-    heads = Heads(config.width, patches)
+    heads = Heads(config.width, model.vision_model.embeddings.num_patches)
     widen = nn.Linear(config.width, taught.shape[1])
     modules = nn.ModuleDict({"model": model, "heads": heads, "widen": widen})
     del teacher

@@ -146,7 +146,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
     accelerator = Accelerator(cpu=config.device == "cpu" or not torch.accelerator.is_available())
     dtype = forward_dtype(config, accelerator)
     encoder = DualEncoder.from_pretrained(config.backbone, device=accelerator.device)
-    if accelerator.device.type == "cpu":  # torch's fused attention, of few patches, is slower there
+    if accelerator.device.type == "cpu":  # torch's fused attention is slower there, in bfloat16
         encoder.model.set_attn_implementation("eager")
     data = open_dataset(config.dataset, config.views, config.instruction)
     expect = config.cameras if data.ours else None
