@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from agents.config import AgentConfig, RewardConfig
 from agents.replay import load_transitions, open_frames
-from agents.rewards import agent_reward, encoder_of, load_scorer, shaping
+from agents.rewards import LoadedScorer, agent_reward, load_scorer, model_of, shaping
 from vlm_reward._jobs import BAR_SECONDS, replacing
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.metrics import spearman
 from vlm_reward.transforms import Transition
 from vlm_reward.wrappers import Scorer
@@ -75,11 +75,12 @@ def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
     stored = load_transitions(run / "last" / "replay.npz")
     learned = None
     if config.learned:
-        frames, spec = open_frames(run)
+        frames, spec, crops = open_frames(run)
         config = replace(config, cameras=spec.cameras)
         scorer = load_scorer(config)
         assert scorer is not None
-        check_frames(scorer, spec, frames.shape[2])
+        check_frames(scorer, spec, frames.shape[2], crops)
+        scorer = scorer.with_small_frames()
         before, after = stored["before"], stored["after"]
         if (before < 0).any() or max(before.max(), after.max()) >= len(frames):
             raise ValueError(f"some transitions of {run} have no frames: they came from its --buffer")
@@ -150,10 +151,13 @@ def score_all(scorer: Scorer, frames: np.ndarray, text: str, starts: np.ndarray 
     return np.concatenate(scores)
 
 
-def check_frames(scorer: Scorer, spec: CameraSpec, size: int) -> None:
-    """ValueError when frames of a run, `size` pixels wide, cannot serve a model."""
+def check_frames(scorer: LoadedScorer, spec: CameraSpec, size: int, crops: dict[str, Crop] | None) -> None:
+    """ValueError when frames of a run, `size` pixels wide and these parts of the images, cannot serve a model."""
     scorer.check_camera_spec(spec)
-    wanted = encoder_of(scorer).image_size
+    model = model_of(scorer)
+    if model.crops != crops:
+        raise ValueError("the model looks at other parts of the images than the run kept: run again with it")
+    wanted = model.encoder.image_size
     if size < wanted:
         raise ValueError(f"the frames were kept at {size} pixels, but the model needs {wanted}: run again")
 

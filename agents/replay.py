@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from vlm_reward.cameras import CameraSpec
-from vlm_reward.preprocess import Resample, resize
+from vlm_reward.cameras import CameraSpec, Crop
+from vlm_reward.reward_model import RewardModel
 
 _FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _TRACED = ("env_rewards", "success", "before", "after")
@@ -85,26 +85,26 @@ def load_transitions(file: Path) -> dict[str, np.ndarray]:
 
 
 class FrameStore:
-    """Frames in the order they come, at the model's resolution: raw uint8 [rows, V, S, S, 3] in `frames.u8`.
+    """Frames in the order they come, as the model looks at them: raw uint8 [rows, V, S, S, 3] in `frames.u8`.
 
     Written plainly, not through a memory map: on a full disk a map kills the process, a write raises OSError.
 
     Args:
-        folder: where `frames.u8` and `frames.json` (the cameras, S and the kind of resizing) go.
-        spec: what the frames look like.
-        size: S, the side in pixels.
-        resample: how the model resizes.
+        folder: where `frames.u8` and `frames.json` (the cameras, S, the kind of resizing, the crops) go.
+        model: with a `camera_spec`; its `look` is what is kept.
         rows: how many to keep of those that are there, when a run goes on.
 
     Raises:
         ValueError: there are fewer.
     """
 
-    def __init__(self, folder: Path, spec: CameraSpec, size: int, resample: Resample, rows: int = 0) -> None:
-        self.rows, self._size = rows, size
-        self._resample: Resample = resample
+    def __init__(self, folder: Path, model: RewardModel, rows: int = 0) -> None:
+        self.rows, self._look = rows, model.look
+        spec, size = model.camera_spec, model.encoder.image_size
+        assert spec is not None
         self.row_bytes = len(spec.cameras) * size * size * 3
-        facts = {"camera_spec": spec.to_dict(), "size": size, "resample": resample}
+        facts = {"camera_spec": spec.to_dict(), "size": size, "resample": model.encoder.resample}
+        facts["crops"] = model.crops
         (folder / "frames.json").write_text(json.dumps(facts))
         self._file = open(folder / "frames.u8", "r+b" if rows else "wb")  # noqa: SIM115 (closed by `close`)
         if os.fstat(self._file.fileno()).st_size < rows * self.row_bytes:
@@ -115,7 +115,7 @@ class FrameStore:
 
     def append(self, frames: np.ndarray) -> int:
         """Keep uint8 [V, H, W, 3]; returns its row."""
-        self._file.write(resize(frames, self._size, resample=self._resample).tobytes())
+        self._file.write(self._look(frames).tobytes())
         self.rows += 1
         return self.rows - 1
 
@@ -128,8 +128,9 @@ class FrameStore:
         self._file.close()
 
 
-def open_frames(folder: Path) -> tuple[np.ndarray, CameraSpec]:
-    """The frames that a run kept, memory-mapped: uint8 [rows, V, S, S, 3], and what they look like.
+def open_frames(folder: Path) -> tuple[np.ndarray, CameraSpec, dict[str, Crop] | None]:
+    """The frames that a run kept, memory-mapped: uint8 [rows, V, S, S, 3], their cameras, and the part of each
+    camera's image that they are.
 
     Raises:
         FileNotFoundError: it kept none.
@@ -139,4 +140,5 @@ def open_frames(folder: Path) -> tuple[np.ndarray, CameraSpec]:
     facts = json.loads((folder / "frames.json").read_text())
     spec, size = CameraSpec.from_dict(facts["camera_spec"]), facts["size"]
     frames = np.memmap(folder / "frames.u8", np.uint8, "r")
-    return frames.reshape(-1, len(spec.cameras), size, size, 3), spec
+    crops = facts.get("crops") and {name: Crop(*crop) for name, crop in facts["crops"].items()}
+    return frames.reshape(-1, len(spec.cameras), size, size, 3), spec, crops

@@ -4,13 +4,13 @@ import numpy as np
 
 from agents.config import AgentConfig
 from vlm_reward.cameras import CameraSpec
-from vlm_reward.encoder import DualEncoder
 from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.transforms import GoalBaseline, Shaping, difference, potential, raw
-from vlm_reward.wrappers import Scorer
+
+LoadedScorer = RewardModel | GoalBaseline
 
 
-def load_scorer(config: AgentConfig) -> Scorer | None:
+def load_scorer(config: AgentConfig) -> LoadedScorer | None:
     """The model that scores frames, reduced to `config.cameras`; None when nothing is scored.
 
     Raises:
@@ -32,11 +32,9 @@ def load_scorer(config: AgentConfig) -> Scorer | None:
     return model
 
 
-def encoder_of(scorer: Scorer) -> DualEncoder:
-    """The encoder inside a scorer that `load_scorer` made."""
-    model = scorer.model if isinstance(scorer, GoalBaseline) else scorer
-    assert isinstance(model, RewardModel)
-    return model.encoder
+def model_of(scorer: LoadedScorer) -> RewardModel:
+    """The model inside a scorer that `load_scorer` made."""
+    return scorer.model if isinstance(scorer, GoalBaseline) else scorer
 
 
 def shaping(config: AgentConfig) -> Shaping:

@@ -36,7 +36,7 @@ from agents.config import AgentConfig
 from agents.environments import check_cameras, make_training_env
 from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
-from agents.rewards import encoder_of, load_scorer
+from agents.rewards import LoadedScorer, load_scorer, model_of
 from vlm_reward._jobs import changes, replacing, stop_on_interrupt
 from vlm_reward.encoder import write_folder
 from vlm_reward.metrics import spearman
@@ -192,13 +192,11 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def frame_store(config: AgentConfig, scorer: Scorer | None) -> FrameStore:
+def frame_store(config: AgentConfig, scorer: LoadedScorer | None) -> FrameStore:
     """Where the run's frames go; OSError when the disk has no room for all of them."""
     assert scorer is not None
-    assert scorer.camera_spec is not None
     rows = read_state(config.folder / "last")["frame_rows"] if config.resume else 0
-    encoder = encoder_of(scorer)
-    store = FrameStore(config.folder, scorer.camera_spec, encoder.image_size, encoder.resample, rows)
+    store = FrameStore(config.folder, model_of(scorer), rows)
     needed = store.row_bytes * (config.timesteps * (1 + 1 / config.horizon) - rows)
     free = shutil.disk_usage(config.folder).free
     if needed > free:

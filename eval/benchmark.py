@@ -211,9 +211,9 @@ def score(job: Job) -> None:
     label = _label(cfg, job.name)
     size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
     datasets = _datasets(cfg)
-    caches = {key: cached(data, size, cfg.cache, expect) for key, data in datasets.items()}
+    caches = {key: cached(data, size, cfg.cache, expect, crops=model.crops) for key, data in datasets.items()}
     data = _task_data(cfg, caches)
-    estimates, notes = _score_model(cfg, label, model, caches, data)
+    estimates, notes = _score_model(cfg, label, model.with_small_frames(), caches, data)
     entry = {"checkpoint": label, "fingerprint": job.fingerprint, "settings": job.settings, "notes": notes}
     identity = _identity(model)
     identity["objective"] += label.removeprefix(job.name)

@@ -5,6 +5,8 @@ import json
 import signal
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -144,11 +146,18 @@ def test_the_learned_return_is_unscaled_and_a_monitor_changes_nothing():
 
 
 def test_frames_of_a_transition_are_of_one_episode(tmp_path):
-    store = FrameStore(tmp_path, CameraSpec(("a",), 4, 4), 4, "bilinear")
+    model: Any = SimpleNamespace(
+        camera_spec=CameraSpec(("a",), 4, 4),
+        crops=None,
+        look=lambda frames: frames,
+        encoder=SimpleNamespace(image_size=4, resample="bilinear"),
+    )
+    store = FrameStore(tmp_path, model)
     steps = run_door(AgentConfig(monitor="x", keep_frames=True), 6, store)
     store.close()
-    frames, spec = open_frames(tmp_path)
+    frames, spec, crops = open_frames(tmp_path)
     assert spec.cameras == ("a",)
+    assert crops is None
     rows = [info[0]["frame_rows"] for _, _, info in steps]
     seen = [tuple(frames[row, 0, 0, 0, 1:].tolist() for row in pair) for pair in rows]
     assert seen[0] == ([0, 0], [0, 1])
@@ -156,7 +165,7 @@ def test_frames_of_a_transition_are_of_one_episode(tmp_path):
     assert seen[5] == ([1, 0], [1, 1])
     assert len(frames) == 8
     assert "frames" not in steps[0][2][0]
-    FrameStore(tmp_path, spec, 4, "bilinear", rows=3).close()
+    FrameStore(tmp_path, model, rows=3).close()
     assert len(open_frames(tmp_path)[0]) == 3
 
 

@@ -8,9 +8,11 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+import torch
 
-from vlm_reward.cameras import DEFAULT_CAMERAS, CameraRig, CameraSpec
-from vlm_reward.envs import make_env
+from training.scenes import project, within
+from vlm_reward.cameras import DEFAULT_CAMERAS, WORKSPACE, CameraRig, CameraSpec, Crop, cut
+from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,41 @@ def test_profiles_differ_in_shadows_alone(env):
 def test_some_views_are_those_of_all(env):
     with CameraRig(env, CameraSpec(height=48, width=48)) as rig:
         assert np.array_equal(rig.render_views([2, 0]), rig.render()[[2, 0]])
+
+
+def test_each_view_is_cut_to_its_own_part():
+    frames = np.zeros((2, 2, 8, 8, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = (
+        np.arange(8)[:, None],
+        np.arange(8),
+    )  # red tells the row, green the column
+    crops = Crop(0.25, 0.125, 0.5), Crop(0.5, 0.0, 0.5)
+    parts = cut(frames, crops)
+    assert parts.shape == (2, 2, 4, 4, 3)
+    assert parts[1, 0, :, 0, 0].tolist() == [1, 2, 3, 4]
+    assert parts[1, 0, 0, :, 1].tolist() == [2, 3, 4, 5]
+    assert parts[0, 1, :, 0, 0].tolist() == [0, 1, 2, 3]
+    assert parts[0, 1, 0, :, 1].tolist() == [4, 5, 6, 7]
+    assert np.array_equal(cut(torch.from_numpy(frames), crops).numpy(), parts)
+    assert np.array_equal(cut(frames[0], crops), parts[0])
+    with pytest.raises(ValueError, match="frames have 2 views, there are crops of 1"):
+        cut(frames, crops[:1])
+
+
+def test_hands_and_objects_are_in_the_workspace_of_each_camera():
+    rng, places = np.random.default_rng(0), {camera: [] for camera in WORKSPACE}
+    for task in ("door-close-v3", "hammer-v3", "push-v3", "coffee-pull-v3", "window-open-v3", "sweep-v3"):
+        env, policy = MetaWorldTask(task, 0), expert_policy(task)
+        observation, _ = env.reset()
+        for _ in range(100):
+            observation, *_ = env.step(policy(observation) + rng.normal(0, 0.5, 4))
+            points = np.stack([env.metaworld.tcp_center, observation[4:7]])
+            for camera, crop in WORKSPACE.items():
+                places[camera].append(within(project(env.data, env.model, camera, points), crop))
+        env.close()
+    for camera, found in places.items():
+        inside = (np.abs(np.concatenate(found)) <= 1).all(1).mean()
+        assert inside > 0.97, camera
 
 
 def test_any_gymnasium_mujoco_environment():

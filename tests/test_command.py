@@ -18,6 +18,7 @@ from PIL import Image
 from vlm_reward import doctor, encoder, video
 from vlm_reward.__main__ import MODEL, main
 from vlm_reward._rendering import INSTALL_HINT
+from vlm_reward.cameras import Crop
 from vlm_reward.doctor import Finding
 from vlm_reward.reward_model import RewardModel
 
@@ -305,6 +306,22 @@ def test_score_of_several_views_is_their_mean(tiny_adapter_dir, tmp_path, monkey
     for view, folder in enumerate(folders, 3):
         video.score([folder], SENTENCE, model=str(tiny_adapter_dir), out=tmp_path)
         assert rows[:, view] == pytest.approx(table(tmp_path / f"{folder.name}.csv")[1][:, 2], abs=2e-6)
+
+
+def test_a_model_of_parts_of_images_takes_a_view_of_each_of_its_cameras(tiny_adapter_dir, tmp_path):
+    loaded = RewardModel.from_pretrained(tiny_adapter_dir)
+    crops = {"corner": Crop(0.0, 0.5, 0.5), "corner3": Crop(0.25, 0.25, 0.5)}
+    model = RewardModel(loaded.encoder, camera_spec=loaded.camera_spec, crops=crops)
+    model.save_pretrained(tmp_path / "parts")
+    frames = pictures(6)
+    folders = [write_images(tmp_path / "a", frames), write_images(tmp_path / "b", frames[::-1])]
+    common = {"model": str(tmp_path / "parts"), "out": tmp_path}
+    video.score(folders, SENTENCE, **common)
+    _, rows = table(tmp_path / "a.csv")
+    expected = model.score(np.stack([frames, frames[::-1]], axis=1), SENTENCE)
+    assert rows[:, 3:] == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="give one view of each of corner, corner3, in this order"):
+        video.score(folders[:1], SENTENCE, **common)
 
 
 def test_a_video_is_turned_as_it_was_filmed(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.datasets import open_dataset
 from vlm_reward.frame_cache import FrameCache, build_cache, cached
 
@@ -46,6 +46,16 @@ def test_cache_resizes_and_keeps_the_square_where_it_was(dataset, tmp_path: Path
     assert cache.frames.shape[2:] == (16, 16, 3)
     red = cache.frames[11, 0, :, :, 0] > 150  # the last frame: the square has reached the right border
     assert np.argwhere(red).mean(axis=0).tolist() == pytest.approx([7.5, 13.5])
+
+
+def test_cache_of_crops_holds_what_the_model_looks_at(dataset, tmp_path: Path) -> None:
+    crops = dict.fromkeys(SPEC.cameras, Crop(0.5, 0.25, 0.5))
+    cache = cached("test/squares-v0", 16, tmp_path, crops=crops)
+    assert cache.path != cached("test/squares-v0", 16, tmp_path).path
+    assert cache.camera_spec == SPEC
+    whole = cached("test/squares-v0", SPEC.height, tmp_path)
+    assert np.array_equal(cache.frames, whole.frames[:, :, 8:24, 16:])
+    assert cached("test/squares-v0", 16, tmp_path, crops=crops).path == cache.path
 
 
 def test_cached_builds_once_and_again_when_the_dataset_changed(dataset, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 from training import captions, order, pretrain, probe, scenes
 from training.captions import WORDS, facts, rankings, sentences
 from training.language import UNTAUGHT, instructions, is_held_out, lessons
-from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.envs import make_env
+from vlm_reward.reward_model import RewardModel
 from vlm_reward.tasks import HELD_OUT, INSTRUCTIONS, instruction, train_tasks
 
 
@@ -183,6 +184,32 @@ def test_apart_shows_the_same_moment_with_another_state():
     plain = scenes.make_shard("drawer-close-v3", 28, 2, (5,))
     assert len(plain["partner"]) == 48
     assert (plain["partner"] == -1).all()
+
+
+def test_cropped_scenes_show_a_quarter_of_the_image_and_know_where_things_are_in_it():
+    whole = scenes.make_shard("push-v3", 64, 1, (5,))
+    part = scenes.make_shard("push-v3", 32, 1, (5,), crop=True)
+    crops = [WORKSPACE[CameraSpec().cameras[view]] for view in whole["view"]]
+    for one, (left, top, side), points, own, near in zip(
+        whole["frames"], crops, whole["points"], part["frames"], part["points"], strict=True
+    ):
+        y, x, size = (round(64 * share) for share in (top, left, side))
+        assert np.abs(one[y : y + size, x : x + size].astype(int) - own).mean() < 3
+        expected = (points - (2 * left + side - 1, 1 - 2 * top - side)) / side
+        seen = np.isfinite(near)
+        np.testing.assert_allclose(near[seen], expected[seen], atol=1e-5)
+        assert np.array_equal(seen, np.isfinite(expected) & (np.abs(expected) <= 1).all(1, keepdims=True))
+
+
+def test_a_model_of_whole_images_is_not_trained_on_parts_of_them(shards, tmp_path):
+    scenes.main(scenes.Config(tmp_path, 28, 1, 1, crop=True, tasks=("push-v3",), workers=1))
+    of_parts = order.Scenes([tmp_path], ["push-v3"])
+    assert of_parts.crops == WORKSPACE
+    of_parts.check_crop(WORKSPACE)
+    with pytest.raises(ValueError, match=r"show the part of .* the model looks at whole"):
+        of_parts.check_crop(None)
+    with pytest.raises(ValueError, match=r"some scenes in .* show whole images, some parts"):
+        order.Scenes([tmp_path, shards], ["push-v3"])
 
 
 def test_plain_scenes_keep_the_colours():
@@ -488,6 +515,16 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     assert (facts["steps_done"], facts["text_steps"], facts["width"]) == (1, 0, 48)
     with pytest.raises(FileNotFoundError, match="is no backbone of training"):
         pretrain.pretrain(pretrain.Config(start=str(shards), output=tmp_path / "no"))
+
+    # Of parts of the images: what it looks at goes where the reward model reads it.
+    two = ("window-open-v3", "push-v3")
+    scenes.main(scenes.Config(tmp_path / "parts", 28, 1, 1, crop=True, workers=1, tasks=two))
+    cropped = on | {"output": tmp_path / "cropped", "scenes": (tmp_path / "parts",)}
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "e", **cropped))
+    model = RewardModel.from_pretrained(tmp_path / "cropped")
+    assert model.crops == WORKSPACE
+    assert model.camera_spec == CameraSpec()
+    assert not (tmp_path / "on" / "vlm_reward.json").exists()
 
     # Finer images: four times the patches, whose position embeddings are those of the coarse grid, stretched.
     finer = on | {"output": tmp_path / "finer", "image_size": 56}

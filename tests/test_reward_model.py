@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_reward import encoder as encoder_module
 from vlm_reward import reward_model as module
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.preprocess import resize
 from vlm_reward.reward_model import RewardModel, auto_dtype
@@ -229,6 +229,42 @@ def test_the_approach_weight_is_saved_and_an_older_library_would_refuse_it(model
     assert again.with_cameras(("corner",)).approach_weight == 0.5
     expected = nearing.score(frames, "open the drawer", start=frames[0])
     np.testing.assert_allclose(again.score(frames, "open the drawer", start=frames[0]), expected, atol=1e-5)
+
+
+def test_with_crops_a_model_sees_those_parts_of_the_images_alone(model, frames, tmp_path):
+    crops = {"corner": Crop(0.25, 0.5, 0.5), "corner3": Crop(0.0, 0.25, 0.5)}
+    cropped = RewardModel(
+        model.encoder, camera_spec=TWO_VIEWS, crops=crops, start_weight=0.5, dtype=torch.float32
+    )
+    parts = np.stack([frames[:, 0, 16:, 8:24], frames[:, 1, 8:24, :16]], axis=1)
+    assert np.array_equal(cropped.look(frames), resize(parts, 32))
+    expected = model.with_start_weight(0.5).score(parts, TEXT, start=parts[0])
+    scores = cropped.score(frames, TEXT, start=frames[0])
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert np.abs(scores - model.with_start_weight(0.5).score(frames, TEXT, start=frames[0])).max() > 0.001
+    torch_frames = torch.from_numpy(frames)
+    np.testing.assert_allclose(cropped.score(torch_frames, TEXT, start=torch_frames[0]), expected, atol=1e-5)
+    small, kept = cropped.with_small_frames(), cropped.look(frames)
+    np.testing.assert_allclose(small.score(kept, TEXT, start=kept[0]), expected, atol=1e-5)
+    one = cropped.with_cameras(("corner3",))
+    np.testing.assert_allclose(
+        one.score(frames[:, 1:], TEXT, start=frames[0, 1:]), expected[:, 1:], atol=1e-5
+    )
+    whole = cropped.with_any_views()
+    assert whole.crops is None
+    assert np.array_equal(whole.look(frames), frames)
+
+    cropped.save_pretrained(tmp_path / "cropped")
+    facts = json.loads((tmp_path / "cropped" / module.METADATA).read_text())
+    assert facts["format_version"] == 5
+    again = RewardModel.from_pretrained(tmp_path / "cropped", dtype=torch.float32)
+    assert again.crops == crops == module.read_crops(tmp_path / "cropped")
+    np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-4)
+
+    with pytest.raises(ValueError, match="crops are of cameras: give a camera_spec, too"):
+        RewardModel(model.encoder, crops=crops)
+    with pytest.raises(ValueError, match="there is no crop of camera corner3"):
+        RewardModel(model.encoder, camera_spec=TWO_VIEWS, crops={"corner": crops["corner"]})
 
 
 def test_larger_frames_are_resized_and_tensors_taken(model):

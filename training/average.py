@@ -58,6 +58,7 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
         raise ValueError(f"{', '.join(bare)} is no adapter, but a backbone")
     same("backbones", names, [model.encoder.name for model in models])
     same("cameras", names, [model.camera_spec for model in models])
+    same("crops", names, [model.crops for model in models])
     if start_weight is None:
         same("start weights", names, [model.start_weight for model in models], "; give --start-weight")
     parts = [model.encoder.adapter_state() for model in models]
@@ -75,7 +76,8 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
     facts: dict[str, Any] = {"objective": "warm", "preset": "", "seed": None, "averaged": names}
     facts["train_tasks"] = sorted({t for model in models for t in model.metadata.get("train_tasks", [])})
     weight = models[0].start_weight if start_weight is None else start_weight
-    return RewardModel(encoder, camera_spec=models[0].camera_spec, start_weight=weight, metadata=facts)
+    like = {"camera_spec": models[0].camera_spec, "crops": models[0].crops}
+    return RewardModel(encoder, **like, start_weight=weight, metadata=facts)
 
 
 def mean(

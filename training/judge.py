@@ -233,7 +233,8 @@ def judge(config: JudgeConfig) -> dict[str, float]:
 
     def opened(name: str) -> FrameCache:
         data = open_dataset(name)
-        cache = cached(data, encoder.image_size, config.cache, scores.camera_spec, encoder.resample)
+        spec, crops = scores.camera_spec, scores.crops
+        cache = cached(data, encoder.image_size, config.cache, spec, encoder.resample, crops)
         check_tasks(cache, config.split)
         return cache
 
@@ -286,7 +287,7 @@ def judge(config: JudgeConfig) -> dict[str, float]:
             return {}
     facts = {"objective": "judge", "preset": "", "seed": config.seed, "train_tasks": sorted(tasks)}
     facts |= {"protocol": config.protocol(), "validation": found, "trained_steps": progress.step}
-    own = RewardModel(encoder, camera_spec=scores.camera_spec, metadata=facts)
+    own = RewardModel(encoder, camera_spec=scores.camera_spec, crops=scores.crops, metadata=facts)
     scores.with_judge(own).save_pretrained(config.output)
     state.unlink()
     return found

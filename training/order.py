@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from training.captions import WORDS, rankings, sentences
 from training.language import is_held_out
 from training.scenes import STATE
+from vlm_reward.cameras import WORKSPACE, Crop
 from vlm_reward.frame_cache import FrameCache
 from vlm_reward.recording import EpisodeInfo
 
@@ -42,14 +43,15 @@ def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
 class Scenes:
     """All shards of some tasks, in memory, with one table of facts.
 
-    `known[i, f]` is +1 where fact f holds in image i, -1 where it does not, 0 where nobody can tell;
-    `partner[i]` is the image of the same moment and view with the state elsewhere, -1 where there is none; `rows`
-    are those of each task, `of_view` the same by camera.
+    `crops` are those of the images, by camera, or None; `known[i, f]` is +1 where fact f holds in image i,
+    -1 where it does not, 0 where nobody can tell; `partner[i]` is the image of the same moment and view with the
+    state elsewhere, -1 where there is none; `rows` are those of each task, `of_view` the same by camera.
     """
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
         files = shards_of(folders, tasks)
         self.tasks = tuple(tasks)
+        cropped = set[bool]()
         index: dict[str, int] = {}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "view")}
         partners: list[np.ndarray] = []
@@ -59,6 +61,7 @@ class Scenes:
         for file in files:
             with np.load(file) as shard:
                 header = json.loads(str(shard["header"]))
+                cropped.add(header.get("crop", False))
                 ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
                 true, false = ids[shard["true"]], ids[shard["false"]]
                 for key, part in parts.items():
@@ -70,6 +73,11 @@ class Scenes:
                 seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
                 task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
                 tasks_of.append(np.full(len(true), tasks.index(header["task"])))
+        if len(cropped) > 1:
+            raise ValueError(
+                f"some scenes in {', '.join(map(str, folders))} show whole images, some parts of them"
+            )
+        self.crops = WORKSPACE if cropped == {True} else None
         self.facts = list(index)
         self.task = np.concatenate(tasks_of)
         self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
@@ -92,6 +100,15 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def check_crop(self, crops: dict[str, Crop] | None) -> None:
+        """ValueError when a model that looks at these `crops` would see something else than the scenes show."""
+        if self.crops != crops:
+            which = "whole images", "the part of each image where hands and objects are (--crop)"
+            raise ValueError(
+                f"the scenes show {which[self.crops is not None]}, the model looks at {which[crops is not None]}: "
+                "render them again with python -m training.scenes"
+            )
 
     def own_false(self, row: int) -> np.ndarray:
         """Facts that hold in other images of the same task, but not in this one."""

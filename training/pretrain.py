@@ -44,8 +44,10 @@ from training.language import Lesson, Teacher, instructions, is_held_out, lesson
 from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
 from training.scenes import POINTS, STATE
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.encoder import locate
 from vlm_reward.preprocess import preprocess
+from vlm_reward.reward_model import CROP_VERSION, METADATA
 from vlm_reward.tasks import train_tasks
 
 IMAGE_SIZE = 112
@@ -391,7 +393,7 @@ def pretrain(config: Config) -> None:
                 save_state(state, modules, first, second, step)
     bar.close()
     save_state(state, modules, first, second, step)
-    write_backbone(config, model, tokenizer, step)
+    write_backbone(config, model, tokenizer, step, scenes.crops)
     if step < total:
         print(f"stopped after step {step} of {total}; the same command with --resume goes on")
 
@@ -519,8 +521,17 @@ def load_state(
         return int(stored.metadata()["step"])
 
 
-def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
-    """The folder that `AutoModel`, `AutoTokenizer` and `AutoImageProcessor` load; weights in bfloat16."""
+def write_backbone(
+    config: Config,
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    crops: dict[str, Crop] | None = None,
+) -> None:
+    """The folder that `AutoModel`, `AutoTokenizer` and `AutoImageProcessor` load; weights in bfloat16.
+
+    Which part of each camera's image it looks at, `crops`, goes where `RewardModel` reads it.
+    """
     partial = config.output.with_name(config.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     copy: Any = SiglipModel(model.config)
@@ -536,6 +547,9 @@ def write_backbone(config: Config, model: Any, tokenizer: PreTrainedTokenizerFas
         "train_tasks": [t for t in train_tasks() if t not in config.stand_ins],
     }
     (partial / "pretraining.json").write_text(json.dumps(facts, indent=1, default=str))
+    if crops:
+        seen = {"format_version": CROP_VERSION, "camera_spec": CameraSpec().to_dict(), "crops": crops}
+        (partial / METADATA).write_text(json.dumps(seen, indent=2))
     config.output.mkdir(parents=True, exist_ok=True)
     for file in partial.iterdir():
         os.replace(file, config.output / file.name)

@@ -113,7 +113,8 @@ def lesson_accuracy(model: RewardModel, count: int, seed: int) -> float:
 
 def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int) -> dict[str, float]:
     """Means over the expert trajectories of `tasks`: VOC, VOC under the opposite sentence, right of ten."""
-    cache = cached(dataset, model.encoder.image_size, expect=model.camera_spec)
+    cache = cached(dataset, model.encoder.image_size, expect=model.camera_spec, crops=model.crops)
+    model = model.with_small_frames()
     found: dict[str, list[float]] = {"VOC": [], "opposites: VOC": [], "opposites: VOC, opposite": []}
     last, rng = [], np.random.default_rng(seed)
     everything = sorted({instruction(task) for task in train_tasks()})
@@ -138,6 +139,7 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
 def main(config: Config) -> None:
     """Print the figures as one JSON object."""
     model = RewardModel.from_pretrained(config.checkpoint)
+    crops = model.crops
     unseen = config.stand_ins
     if unseen is None:
         unseen = json.loads((Path(model.encoder.name) / "pretraining.json").read_text())["stand_ins"]
@@ -152,7 +154,8 @@ def main(config: Config) -> None:
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
             scenes = Scenes((config.scenes,), tasks)
-            images = model.embed(scenes.frames[:, None])[:, 0]  # [N, D]
+            scenes.check_crop(crops)
+            images = model.with_any_views().embed(scenes.frames[:, None])[:, 0]  # [N, D]
             right = retrieval(model, scenes, images, config.candidates, config.seed)
             for what, value in sight(model, scenes, images).items():
                 figures[f"sight: {what}, {name}, %"] = round(value, 1)

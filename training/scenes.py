@@ -36,7 +36,7 @@ import tyro
 
 from training.captions import PALETTE, WORDS, facts
 from vlm_reward._parallel import run_jobs
-from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, Crop, cut
 from vlm_reward.envs import MetaWorldTask, expert_policy
 from vlm_reward.preprocess import resize
 from vlm_reward.tasks import train_tasks
@@ -93,6 +93,8 @@ class Config:
     """Share of the rollouts in which the hand goes from place to place about the object, whatever its state."""
     plain: float = 0.25
     """Share of the rollouts that keep Meta-World's colours, lights and cameras; of the others they are varied."""
+    crop: bool = False
+    """Keep of each image the part where hands and objects are (vlm_reward.cameras.WORKSPACE)."""
     tasks: tuple[str, ...] = train_tasks()
     """Training tasks to render."""
     actions: tuple[Path, ...] = ()
@@ -195,6 +197,12 @@ def project(data: mujoco.MjData, model: mujoco.MjModel, camera: str, points: np.
     depth = -local[:, 2:]
     uv = np.where(depth > 0.01, local[:, :2] / np.maximum(depth, 0.01) / scale, np.nan)
     return -uv if view.xmat.reshape(3, 3)[2, 1] < -0.1 else uv
+
+
+def within(points: np.ndarray, crop: Crop) -> np.ndarray:
+    """Image coordinates [P, 2] in [-1, 1] (right, up) -> the same in a part of the image."""
+    centre = (2 * crop.left + crop.side - 1, 1 - 2 * crop.top - crop.side)
+    return (points - centre) / crop.side
 
 
 class _Actor:
@@ -307,6 +315,7 @@ def make_shard(
     apart: bool = False,
     visits: float = 0.0,
     plain: float = 0.25,
+    crop: bool = False,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -319,6 +328,7 @@ def make_shard(
         apart: beside each image one of the same moment with the mechanism or the object elsewhere.
         visits: share of the rollouts in which the hand goes from place to place about the object.
         plain: share of the rollouts that keep Meta-World's colours, lights and cameras.
+        crop: keep the part of each image where hands and objects are.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -342,8 +352,13 @@ def make_shard(
     def show(episode: int, views: np.ndarray, known: tuple[np.ndarray, list[str], list[str]]) -> None:
         state, true, false = known
         hand, position, goal = (state[i : i + 3] / 5 + CENTRE for i in (0, 4, 7))
-        for view, picture in zip(views, resize(rig.render_views(views), size), strict=True):
+        pictures = rig.render_views(views)
+        if crop:
+            pictures = cut(pictures, [WORKSPACE[spec.cameras[view]] for view in views])
+        for view, picture in zip(views, resize(pictures, size), strict=True):
             points = project(env.data, env.model, spec.cameras[view], np.stack([hand, position, goal]))
+            if crop:
+                points = within(points, WORKSPACE[spec.cameras[view]])
             points[(np.abs(points) > 1).any(1)] = np.nan
             row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8), "points": points}
             row |= {"view": view, "episode": episode, "partner": -1, "true": true, "false": false}
@@ -441,8 +456,8 @@ def _known(
 
 def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) -> None:
     path, task, seed, actions, config = job
-    size = config.size
-    shard = make_shard(task, size, config.episodes, seed, actions, config.apart, config.visits, config.plain)
+    size, how = config.size, (config.apart, config.visits, config.plain, config.crop)
+    shard = make_shard(task, size, config.episodes, seed, actions, *how)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
@@ -450,7 +465,7 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
         ids = [[index[fact] for fact in row] + [-1] * (width - len(row)) for row in shard[key]]
         shard[key] = np.array(ids, np.int16)
     fresh = path.with_suffix(".partial.npz")
-    header = json.dumps({"task": task, "facts": vocabulary, "seed": seed, "size": size})
+    header = json.dumps({"task": task, "facts": vocabulary, "seed": seed, "size": size, "crop": config.crop})
     np.savez(fresh, header=np.array(header), **shard)
     os.replace(fresh, path)
 

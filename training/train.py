@@ -57,13 +57,14 @@ from training.order import (
 )
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, replacing, stop_on_interrupt
+from vlm_reward.cameras import Crop
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import DualEncoder, locate, read_adapter_config
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import top1_of_k, voc
 from vlm_reward.preprocess import preprocess
 from vlm_reward.recording import EpisodeInfo
-from vlm_reward.reward_model import RewardModel, auto_dtype
+from vlm_reward.reward_model import RewardModel, auto_dtype, read_crops
 from vlm_reward.similarity import cosine, multi_view, toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
@@ -150,17 +151,20 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         encoder.model.set_attn_implementation("eager")
     data = open_dataset(config.dataset, config.views, config.instruction)
     expect = config.cameras if data.ours else None
-    cache = cached(data, encoder.image_size, config.cache, expect, encoder.resample)
+    crops = read_crops(adapter or locate(config.backbone)) if data.ours else None
+    cache = cached(data, encoder.image_size, config.cache, expect, encoder.resample, crops)
     if data.ours:
         check_tasks(cache, config.split)
     training, held_back = split_episodes(cache, config)
     sampler = make_sampler(config, objective, training, cache.views)
     rollouts = None
     if config.rollouts:
-        rollouts = Rollouts(opened(config.rollouts, config, cache), scene_tasks(config))
+        rollouts = Rollouts(opened(config.rollouts, config, cache, crops), scene_tasks(config))
     contrast, orders = config.contrast_weight > 0, None
     if config.scenes:
-        orders = Orders(Scenes(config.scenes, scene_tasks(config)), config.leave_out, contrast)
+        scenes = Scenes(config.scenes, scene_tasks(config))
+        scenes.check_crop(crops)
+        orders = Orders(scenes, config.leave_out, contrast)
     opposites = opposite_sentences(config, training) if contrast else {}
     taught = lessons(LESSON_POOL, config.seed) if config.lesson_weight else []
     held_back_batches: list[Batch] = []
@@ -191,6 +195,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         encoder,
         camera_spec=cache.camera_spec,
         start_weight=config.start_weight,
+        crops=crops,
         metadata=adapter_metadata(config, hyper, cache, training, held_back),
     )
     meant = meant_by(taught, model) if taught else torch.empty(0)  # before anything is learned
@@ -531,9 +536,13 @@ def opposite_sentences(config: TrainConfig, episodes: Sequence[EpisodeInfo]) -> 
     return found
 
 
-def opened(names: Sequence[str], config: TrainConfig, like: FrameCache) -> list[FrameCache]:
+def opened(
+    names: Sequence[str], config: TrainConfig, like: FrameCache, crops: dict[str, Crop] | None
+) -> list[FrameCache]:
     """Caches of rollouts of training tasks, at the size and by the cameras of the demonstrations'."""
-    caches = [cached(open_dataset(name), like.size, config.cache, like.camera_spec) for name in names]
+    caches = [
+        cached(open_dataset(name), like.size, config.cache, like.camera_spec, crops=crops) for name in names
+    ]
     for cache in caches:
         check_tasks(cache, config.split)
     return caches

@@ -3,14 +3,15 @@
 frames.npy   uint8   [T, V, S, S, 3]   upright, views in the order of the recorded cameras
 rewards.npy  float32 [T]               ground truth: reward of the step that led to the frame
 success.npy  bool    [T]
-meta.json    episodes, camera spec, dataset id, fingerprint
+meta.json    episodes, camera spec, crops, dataset id, fingerprint
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm_reward._jobs import BAR_SECONDS
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop, cut
 from vlm_reward.datasets import open_dataset
 from vlm_reward.preprocess import Resample, resize
 from vlm_reward.recording import EpisodeInfo, Recording
@@ -39,7 +40,7 @@ class FrameCache:
         reward_valid: bool [T], False at the first frame of an episode, which no step led to.
         success: bool [T].
         episodes: in the order of the rows.
-        camera_spec: as recorded, before resizing.
+        camera_spec: as recorded, before cropping and resizing.
         dataset_id: the Minari id, or the name of its folder.
         path: its folder.
     """
@@ -119,6 +120,7 @@ def cached(
     root: str | Path | None = None,
     expect: CameraSpec | None = None,
     resample: Resample = "bilinear",
+    crops: Mapping[str, Crop] | None = None,
 ) -> FrameCache:
     """Open the cache of a dataset at `size` pixels, built first where there is none.
 
@@ -131,6 +133,8 @@ def cached(
         root: folder of the caches; `$VLM_REWARD_CACHE`, else `~/.cache/vlm-reward`.
         expect: refuse, before building, a dataset recorded with another camera spec.
         resample: how the model that reads the frames resizes.
+        crops: the part of each camera's image to keep, `RewardModel.crops`; `model.with_small_frames()` takes the
+            frames then. None for whole images.
 
     Raises:
         FileNotFoundError: no such dataset, or a file of it is missing.
@@ -141,9 +145,10 @@ def cached(
     if expect is not None:
         check_camera_spec(data.camera_spec, expect, data.id)
     folder = Path(root or os.environ.get("VLM_REWARD_CACHE") or Path.home() / ".cache" / "vlm-reward")
-    name = f"{data.id.replace('/', '--')}-{size}px-{resample}-{data.fingerprint()[:12]}"
+    part = "-" + hashlib.sha256(json.dumps(crops, sort_keys=True).encode()).hexdigest()[:6] if crops else ""
+    name = f"{data.id.replace('/', '--')}-{size}px{part}-{resample}-{data.fingerprint()[:12]}"
     out = folder.expanduser() / name
-    return FrameCache.open(out) if out.is_dir() else build_cache(data, size, out, resample)
+    return FrameCache.open(out) if out.is_dir() else build_cache(data, size, out, resample, crops)
 
 
 def build_cache(
@@ -151,6 +156,7 @@ def build_cache(
     size: int,
     out: str | Path,
     resample: Resample = "bilinear",
+    crops: Mapping[str, Crop] | None = None,
 ) -> FrameCache:
     """Write the cache of a dataset to the folder `out`, at most one episode in memory at a time, and open it.
 
@@ -176,7 +182,7 @@ def build_cache(
             )
         partial.mkdir()
         try:
-            _write(data, shape, resample, partial)
+            _write(data, shape, resample, crops, partial)
             os.replace(partial, out)
         except BaseException:  # a full disk, Ctrl-C: leave nothing behind
             shutil.rmtree(partial, ignore_errors=True)
@@ -184,7 +190,14 @@ def build_cache(
     return FrameCache.open(out)
 
 
-def _write(data: Recording, shape: tuple[int, ...], resample: Resample, folder: Path) -> None:
+def _write(
+    data: Recording,
+    shape: tuple[int, ...],
+    resample: Resample,
+    crops: Mapping[str, Crop] | None,
+    folder: Path,
+) -> None:
+    parts = [crops[camera] for camera in data.camera_spec.cameras] if crops else []
     rewards, success = np.zeros(shape[0], np.float32), np.zeros(shape[0], bool)
     # Plain writes, not a writable memory map: on a full disk these raise OSError, a map kills the process.
     title = f"frame cache {data.id} at {shape[2]} px"
@@ -195,7 +208,8 @@ def _write(data: Recording, shape: tuple[int, ...], resample: Resample, folder: 
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in data.chunks():
-            file.write(np.ascontiguousarray(resize(chunk.frames, shape[2], resample=resample)).data)
+            frames = cut(chunk.frames, parts) if parts else chunk.frames
+            file.write(np.ascontiguousarray(resize(frames, shape[2], resample=resample)).data)
             start = data.episodes[chunk.episode].start + chunk.start
             rows = slice(start, start + len(chunk.frames))
             rewards[rows], success[rows] = chunk.rewards, chunk.success
@@ -212,6 +226,7 @@ def _write(data: Recording, shape: tuple[int, ...], resample: Resample, folder: 
         "size": shape[2],
         "resample": resample,
         "camera_spec": data.camera_spec.to_dict(),
+        "crops": crops,
         "episodes": [asdict(episode) for episode in data.episodes],
     }
     with open(folder / "meta.json", "wb") as file:

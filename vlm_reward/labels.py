@@ -26,7 +26,6 @@ from vlm_reward._parallel import run_jobs
 from vlm_reward.curves import frames_over_curves
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
-from vlm_reward.preprocess import resize
 from vlm_reward.recording import Chunk, Recording, digest
 from vlm_reward.reward_model import RewardModel, auto_device
 
@@ -160,13 +159,12 @@ def write_blocks(
 ) -> None:
     """Score blocks one after the other, each written when it is whole; decoding runs ahead of scoring."""
     blocks = list(blocks)
-    encoder = model.encoder
+    look, model = model.look, model.with_small_frames()
 
     def small() -> Iterator[tuple[Block, Chunk | None]]:
         for block in blocks:
             for chunk in data.chunks(block.first, block.last):
-                frames = resize(chunk.frames, encoder.image_size, resample=encoder.resample)
-                yield block, replace(chunk, frames=frames)
+                yield block, replace(chunk, frames=look(chunk.frames))
             yield block, None
 
     total = sum(episode.length for block in blocks for episode in data.episodes[block.first : block.last])

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from vlm_reward._card import chosen, model_card
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop, cut
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
     DualEncoder,
@@ -25,14 +25,14 @@ from vlm_reward.encoder import (
     write_folder,
 )
 from vlm_reward.instructions import approach
-from vlm_reward.preprocess import preprocess
+from vlm_reward.preprocess import preprocess, resize
 from vlm_reward.similarity import cosine, keep, reached, toward
 
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; a judge; an approach_weight. An older library would overlook what came later.
-FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION = 1, 2, 3, 4
+# Plain; with a start_weight; a judge; an approach_weight; crops. An older library would overlook what came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = 1, 2, 3, 4, 5
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -56,6 +56,8 @@ class RewardModel:
         approach_weight: how much a sentence counts that asks for the hand at what the instruction names ("touch
             the drawer", see `vlm_reward.instructions.approach`), beside the instruction itself: a score is that
             of y + a * y', the two embeddings, made unit again. 0 is the instruction alone.
+        crops: the part of each camera's image that it looks at, by the name of the camera, one and the same side
+            for all; the rest is not seen. None for whole images. Only with a camera_spec.
         metadata: JSON-ready facts to save with it: objective, preset, seed, train_tasks, ... Its rows in the
             result of `eval.benchmark` under the key `evaluation` become the figures of the model card.
         dtype: of the arithmetic (autocast; weights stay float32, so that saving loses nothing, and
@@ -74,6 +76,7 @@ class RewardModel:
         start_weight: float = 0.0,
         judge: "RewardModel | None" = None,
         approach_weight: float = 0.0,
+        crops: Mapping[str, Crop] | None = None,
         metadata: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,11 +85,16 @@ class RewardModel:
                 raise ValueError(f"{name} must be at least 0, got {weight}")
         if judge and not start_weight:
             raise ValueError("a judge looks at the first frame: give a start_weight, too")
+        if crops is not None and camera_spec is None:
+            raise ValueError("crops are of cameras: give a camera_spec, too")
+        if crops is not None and camera_spec and (whole := set(camera_spec.cameras) - set(crops)):
+            raise ValueError(f"there is no crop of camera {', '.join(sorted(whole))}")
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
         self.approach_weight = approach_weight
         self.judge = judge
+        self.crops = None if crops is None else {name: Crop(*crop) for name, crop in crops.items()}
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -120,7 +128,7 @@ class RewardModel:
         """
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
-        metadata, spec, weights = _read_metadata(folder)
+        metadata, spec, crops, weights = _read_metadata(folder)
         judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -152,6 +160,7 @@ class RewardModel:
             encoder,
             camera_spec=spec,
             judge=judge,
+            crops=crops,
             metadata=metadata,
             dtype=dtype,
             **weights,
@@ -252,6 +261,25 @@ class RewardModel:
         with torch.inference_mode():
             return self._embed_texts(texts).cpu().numpy()
 
+    def look(self, frames: Any) -> Any:
+        """What the model looks at: each view's crop, at the model's resolution.
+
+        Frames kept so are a fraction of the size; `model.with_small_frames()` takes them.
+
+        Args:
+            frames: uint8 [..., V, H, W, 3], as `score` takes them.
+
+        Returns:
+            uint8 [..., V, S, S, 3], array or tensor as given.
+        """
+        if self.crops and self.camera_spec:
+            frames = cut(frames, [self.crops[name] for name in self.camera_spec.cameras])
+        return resize(frames, self.encoder.image_size, resample=self.encoder.resample)
+
+    def with_small_frames(self) -> "RewardModel":
+        """This model, which shares its weights, for frames that are what `look` gives."""
+        return self._like_this(crops=None, judge=self.judge and self.judge.with_small_frames())
+
     def check_camera_spec(self, spec: CameraSpec) -> None:
         """Raise ValueError when frames rendered by `spec` differ in kind from those of the training."""
         difference = self.camera_spec.mismatch(spec) if self.camera_spec else ""
@@ -299,13 +327,13 @@ class RewardModel:
 
     def with_any_views(self) -> "RewardModel":
         """This model, which shares its weights, for frames of whatever camera and number of views."""
-        return self._like_this(camera_spec=None, judge=self.judge and self.judge.with_any_views())
+        return self._like_this(camera_spec=None, crops=None, judge=self.judge and self.judge.with_any_views())
 
     def _like_this(self, **changed: Any) -> "RewardModel":
         same: dict[str, Any] = {"camera_spec": self.camera_spec, "start_weight": self.start_weight}
         same["approach_weight"] = self.approach_weight
         same["judge"] = self.judge if changed.get("start_weight", self.start_weight) else None
-        same["metadata"] = self.metadata
+        same |= {"crops": self.crops, "metadata": self.metadata}
         return RewardModel(self.encoder, **same | changed, dtype=self.dtype)
 
     def save_pretrained(self, path: str | Path, *, name: str | None = None) -> None:
@@ -398,6 +426,8 @@ class RewardModel:
             facts |= {"format_version": JUDGE_VERSION, "judge": True}
         if self.approach_weight:
             facts |= {"format_version": APPROACH_VERSION, "approach_weight": self.approach_weight}
+        if self.crops:
+            facts |= {"format_version": CROP_VERSION, "crops": self.crops}
         facts |= {key: value for key, value in self.metadata.items() if key not in _OWN_KEYS}
         return facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
 
@@ -419,7 +449,8 @@ class RewardModel:
         step = batch_size or (256 if encoder.device.type == "cuda" else 32)
         if step < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        images = frames.reshape(-1, *frames.shape[2:])
+        images: Any = self.look(frames) if self.crops else frames  # else resized below, a few at a time
+        images = images.reshape(-1, *images.shape[2:])
         parts = []
         with self._inference():
             for start in range(0, len(images), step):
@@ -513,27 +544,34 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
 
 
 _WEIGHTS = ("start_weight", "approach_weight")
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", *_WEIGHTS)
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", *_WEIGHTS)
 
 
-def _read_metadata(folder: Path) -> tuple[dict[str, Any], CameraSpec | None, dict[str, float]]:
-    """`vlm_reward.json`, cameras and weights of it; empty when there is none: a backbone, or one of PEFT's own."""
+def read_crops(folder: Path) -> dict[str, Crop] | None:
+    """The part of each camera's image that the backbone or adapter in a folder looks at; None for all of it."""
+    return _read_metadata(folder)[2]
+
+
+def _read_metadata(
+    folder: Path,
+) -> tuple[dict[str, Any], CameraSpec | None, dict[str, Crop] | None, dict[str, float]]:
+    """`vlm_reward.json`, cameras, crops and weights of it; nothing without it: most backbones, PEFT's own."""
     path = folder / METADATA
     if not path.is_file():
-        return {}, None, {}
+        return {}, None, None, {}
     try:
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
+        crops = facts.get("crops") and {name: Crop(*crop) for name, crop in facts["crops"].items()}
         weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in (FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION):
+    if version not in range(FORMAT_VERSION, CROP_VERSION + 1):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {APPROACH_VERSION}: upgrade "
-            "vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {CROP_VERSION}: upgrade vlm-reward"
         )
-    return facts, spec, weights
+    return facts, spec, crops, weights
 
 
 def _finite(embeddings: torch.Tensor, tower: str) -> torch.Tensor:

@@ -221,10 +221,14 @@ class GoalBaseline:
                 "the model scores against the episode's first frame, which leaves no room for a baseline "
                 "sentence: take model.with_start_weight(0) (agents: --start-weight 0)"
             )
-        self.model, self.alpha = model, alpha
+        self.model, self.baseline, self.alpha = model, baseline, alpha
         self.camera_spec, self.check_camera_spec = model.camera_spec, model.check_camera_spec
         self.embed, self.embed_start, self.embed_text = model.embed, model.embed_start, model.embed_text
         self._baseline = model.embed_text([baseline])[0]
+
+    def with_small_frames(self) -> "GoalBaseline":
+        """The same of `RewardModel.with_small_frames`."""
+        return GoalBaseline(self.model.with_small_frames(), self.baseline, self.alpha)
 
     def score(
         self, frames: np.ndarray, text: str | Sequence[str], *, start: np.ndarray | None = None

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.curves import blocks, frames_over_curves
 from vlm_reward.metrics import multi_view, voc
-from vlm_reward.preprocess import resize
 from vlm_reward.reward_model import RewardModel, auto_device
 
 CHUNK = 64  # moments a forward: memory is that of so many frames at the model's size, however long the video
@@ -184,7 +183,8 @@ def score(
 
     Args:
         videos: the views V of the same moments, each a video file or a folder of images. Each is scored by
-            itself, whatever cameras the model was trained with; the score is their mean.
+            itself, whatever cameras the model was trained with (but one that looks at parts of their images takes
+            one of each, in its order); the score is their mean.
         sentence: what the robot should do.
         model: adapter or backbone: a folder, an embedded name, or a Hub id.
         out: folder of the results.
@@ -213,6 +213,15 @@ def score(
 
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
     scorer = trained.with_any_views()
+    eyes = [scorer] * len(clips)
+    if trained.crops and trained.camera_spec:
+        cameras = trained.camera_spec.cameras
+        if len(clips) != len(cameras):
+            raise ValueError(
+                f"{model} looks at parts of its cameras' images: give one view of each of {', '.join(cameras)}, "
+                "in this order, or take another model"
+            )
+        eyes = [trained.with_cameras((camera,)) for camera in cameras]
     scorer.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{clips[0].name}.csv", out / f"{clips[0].name}.png"
@@ -226,7 +235,7 @@ def score(
     ):
         rows = csv.writer(file)
         rows.writerow(["frame", "time", "score", *names])
-        moments = _moments(clips, every, strip, scorer)
+        moments = _moments(clips, every, strip, eyes)
         first = None
         for batch in iter(lambda: list(itertools.islice(moments, CHUNK)), []):
             frames = np.stack([views for _, _, views in batch])
@@ -256,10 +265,9 @@ def score(
 
 
 def _moments(
-    clips: Sequence[Clip], every: int, strip: Strip, model: RewardModel
+    clips: Sequence[Clip], every: int, strip: Strip, eyes: Sequence[RewardModel]
 ) -> Iterator[tuple[int, float | None, np.ndarray]]:
     """The frame's number, its time in the first view, and uint8 [V, S, S, 3]; shows the strip the first view."""
-    size, resample = model.encoder.image_size, model.encoder.resample
     for number, views in enumerate(itertools.zip_longest(*(clip.frames() for clip in clips))):
         if any(view is None for view in views):
             ended = next(clip.path for clip, view in zip(clips, views, strict=True) if view is None)
@@ -269,5 +277,5 @@ def _moments(
             yield (
                 number,
                 views[0][0],
-                np.stack([resize(frame, size, resample=resample) for _, frame in views]),
+                np.stack([eye.look(frame[None])[0] for eye, (_, frame) in zip(eyes, views, strict=True)]),
             )
