@@ -157,7 +157,7 @@ def check_frames(scorer: LoadedScorer, spec: CameraSpec, size: int, crops: dict[
     model = model_of(scorer)
     if model.crops != crops:
         raise ValueError("the model looks at other parts of the images than the run kept: run again with it")
-    wanted = model.encoder.image_size
+    wanted = model.image_size
     if size < wanted:
         raise ValueError(f"the frames were kept at {size} pixels, but the model needs {wanted}: run again")
 

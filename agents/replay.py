@@ -100,7 +100,7 @@ class FrameStore:
 
     def __init__(self, folder: Path, model: RewardModel, rows: int = 0) -> None:
         self.rows, self._look = rows, model.look
-        spec, size = model.camera_spec, model.encoder.image_size
+        spec, size = model.camera_spec, model.image_size
         assert spec is not None
         self.row_bytes = len(spec.cameras) * size * size * 3
         facts = {"camera_spec": spec.to_dict(), "size": size, "resample": model.encoder.resample}

@@ -50,6 +50,7 @@ from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate, portable_name, weights_digest
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import (
     Estimate,
@@ -62,7 +63,7 @@ from vlm_reward.metrics import (
     top1_of_k,
     voc,
 )
-from vlm_reward.reward_model import JUDGE, RewardModel, auto_device
+from vlm_reward.reward_model import JUDGE, METADATA, RewardModel, auto_device, members_of
 from vlm_reward.tasks import HELD_OUT, all_tasks, contrary, instruction, opposite
 
 Estimates = dict[tuple[str, str, str], Estimate]
@@ -209,7 +210,7 @@ def score(job: Job) -> None:
     if cfg.approach_weight is not None:
         model = model.with_approach_weight(cfg.approach_weight)
     label = _label(cfg, job.name)
-    size, expect = model.encoder.image_size, model.camera_spec  # refused before a cache is built
+    size, expect = model.image_size, model.camera_spec  # refused before a cache is built
     datasets = _datasets(cfg)
     caches = {key: cached(data, size, cfg.cache, expect, crops=model.crops) for key, data in datasets.items()}
     data = _task_data(cfg, caches)
@@ -514,6 +515,9 @@ def _rows(estimates: Estimates, **identity: Any) -> list[dict[str, Any]]:
 
 
 def _identity(model: RewardModel) -> dict[str, Any]:
+    if isinstance(model, Ensemble):
+        backbones = dict.fromkeys(_identity(member)["backbone"] for member in model.members)
+        return {"backbone": " + ".join(backbones), "objective": "ensemble", "preset": "", "seed": None}
     name = portable_name(model.encoder.name, Path())
     backbone = Path(name).name if Path(name).is_absolute() else name
     if not model.encoder.has_adapter:
@@ -531,6 +535,9 @@ def _label(cfg: BenchmarkConfig, name: str) -> str:
 def _fingerprint(name: str) -> str:
     """Digest of a checkpoint's weights, so that one that was trained again is scored again."""
     folder = locate(name)
+    if members := members_of(folder):
+        parts = [(folder / METADATA).read_text(), *(_fingerprint(member) for member in members)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     return weights_digest(folder, folder.parent, folder / JUDGE)[:16]  # an adapter's backbone is above it
 
 

@@ -57,7 +57,7 @@ def main(cfg: FiguresConfig) -> list[Path]:
     for name in cfg.checkpoint:
         model = RewardModel.from_pretrained(name, device=device)
         expert, rollouts = (
-            cached(data, model.encoder.image_size, cfg.cache, model.camera_spec, crops=model.crops)
+            cached(data, model.image_size, cfg.cache, model.camera_spec, crops=model.crops)
             for data in datasets
         )
         model = model.with_small_frames()

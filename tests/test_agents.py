@@ -150,7 +150,8 @@ def test_frames_of_a_transition_are_of_one_episode(tmp_path):
         camera_spec=CameraSpec(("a",), 4, 4),
         crops=None,
         look=lambda frames: frames,
-        encoder=SimpleNamespace(image_size=4, resample="bilinear"),
+        image_size=4,
+        encoder=SimpleNamespace(resample="bilinear"),
     )
     store = FrameStore(tmp_path, model)
     steps = run_door(AgentConfig(monitor="x", keep_frames=True), 6, store)

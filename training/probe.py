@@ -113,7 +113,7 @@ def lesson_accuracy(model: RewardModel, count: int, seed: int) -> float:
 
 def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int) -> dict[str, float]:
     """Means over the expert trajectories of `tasks`: VOC, VOC under the opposite sentence, right of ten."""
-    cache = cached(dataset, model.encoder.image_size, expect=model.camera_spec, crops=model.crops)
+    cache = cached(dataset, model.image_size, expect=model.camera_spec, crops=model.crops)
     model = model.with_small_frames()
     found: dict[str, list[float]] = {"VOC": [], "opposites: VOC": [], "opposites: VOC, opposite": []}
     last, rng = [], np.random.default_rng(seed)

@@ -75,12 +75,14 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
                 metric_value=round(100 * validated, 1),
             )
         )
+    members = facts.get("members")
+    base = facts["backbone"] if adapter and not members else None
     head = ModelCardData(
         model_name=name,
-        base_model=facts["backbone"] if adapter else None,
-        library_name="peft" if adapter else "transformers",
+        base_model=base,
+        library_name="vlm-reward" if members else "peft" if adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
-        tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if adapter else [])],
+        tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if base else [])],
         eval_results=results or None,
     )
     judges = facts.get("objective") == "judge"
@@ -92,7 +94,7 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
     body = [
         f"# {name}",
         "",
-        f"A {'LoRA adapter' if adapter else 'dual encoder'} that {does}.",
+        f"{'An ensemble' if members else 'A LoRA adapter' if adapter else 'A dual encoder'} that {does}.",
         "",
         "```python",
         "from vlm_reward.reward_model import RewardModel",
@@ -123,6 +125,9 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
     if adapter and isinstance(protocol := facts.get("protocol"), Mapping):
         learned = _judge_learned if judges else _learned
         body += ["", "## Data and protocol", "", learned(facts, protocol)]
+    if members:
+        told = f"The mean of the scores of {_code(list(members))}, each by the share below{_unseen(facts)}."
+        body += ["", "## Data and protocol", "", told]
     if names := facts.get("averaged"):
         told = f"The mean of the weights of {_code(names)}{_unseen(facts)}."
         body += ["", "## Data and protocol", "", told]

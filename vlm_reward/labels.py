@@ -26,8 +26,9 @@ from vlm_reward._parallel import run_jobs
 from vlm_reward.curves import frames_over_curves
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.recording import Chunk, Recording, digest
-from vlm_reward.reward_model import RewardModel, auto_device
+from vlm_reward.reward_model import RewardModel, auto_device, members_of
 
 T = TypeVar("T")
 BLOCK = 4096  # frames in a block, at least one episode
@@ -295,8 +296,10 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
 def _fingerprint(job: Job, model: RewardModel, data: Recording) -> str:
     """Of all that decides the rewards, so that blocks of another run are not taken for this one's."""
     also = [data.fingerprint(), str(job.per_view)]
-    backbone = locate(model.encoder.name, revision=model.encoder.revision)
-    for folder in dict.fromkeys((locate(job.model), backbone)):
+    of = model.members if isinstance(model, Ensemble) else [model]
+    backbones = [locate(one.encoder.name, revision=one.encoder.revision) for one in of]
+    asked = locate(job.model)
+    for folder in dict.fromkeys((asked, *map(locate, members_of(asked)), *backbones)):
         also.append(
             digest(sorted(file for file in folder.iterdir() if file.is_file()), folder, [str(folder)])
         )

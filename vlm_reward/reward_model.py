@@ -31,8 +31,9 @@ from vlm_reward.similarity import cosine, keep, reached, toward
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; a judge; an approach_weight; crops. An older library would overlook what came later.
-FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = 1, 2, 3, 4, 5
+# Plain; with a start_weight; a judge; an approach_weight; crops; members. An older library would overlook what
+# came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION, ENSEMBLE_VERSION = range(1, 7)
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -109,7 +110,7 @@ class RewardModel:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> "RewardModel":
-        """Load a backbone or an adapter with its backbone.
+        """Load a backbone, an adapter with its backbone, or an ensemble with its members.
 
         Args:
             path_or_hub_id: an existing folder wins; then `checkpoints/<name>` of the checkout, such as
@@ -129,6 +130,12 @@ class RewardModel:
         check_device(device)
         folder = locate(path_or_hub_id, revision=revision, local_files_only=local_files_only)
         metadata, spec, crops, weights = _read_metadata(folder)
+        if names := metadata.get("members"):
+            from vlm_reward.ensemble import Ensemble
+
+            same: Any = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
+            members = [cls.from_pretrained(name, **same) for name in names]
+            return Ensemble(members, list(names.values()), names=list(names), metadata=metadata)
         judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -261,6 +268,11 @@ class RewardModel:
         with torch.inference_mode():
             return self._embed_texts(texts).cpu().numpy()
 
+    @property
+    def image_size(self) -> int:
+        """S, the side of what `look` gives, pixels."""
+        return self.encoder.image_size
+
     def look(self, frames: Any) -> Any:
         """What the model looks at: each view's crop, at the model's resolution.
 
@@ -274,7 +286,7 @@ class RewardModel:
         """
         if self.crops and self.camera_spec:
             frames = cut(frames, [self.crops[name] for name in self.camera_spec.cameras])
-        return resize(frames, self.encoder.image_size, resample=self.encoder.resample)
+        return resize(frames, self.image_size, resample=self.encoder.resample)
 
     def with_small_frames(self) -> "RewardModel":
         """This model, which shares its weights, for frames that are what `look` gives."""
@@ -358,14 +370,18 @@ class RewardModel:
         if self.judge:
             self.judge._save(final / JUDGE, f"{name}/{JUDGE}")
         with write_folder(final) as folder:
-            if self.encoder.has_adapter:
-                self.encoder._write_adapter(folder, final)
-            else:
-                self.encoder._write_backbone(folder, final)
+            self._write(folder, final)
             facts = self._facts(final)
             (folder / METADATA).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
             if not (final / "README.md").exists():
                 (folder / "README.md").write_text(model_card(name, facts, self.encoder.has_adapter))
+
+    def _write(self, folder: Path, final: Path) -> None:
+        """The weights, to a folder that will be moved to `final`."""
+        if self.encoder.has_adapter:
+            self.encoder._write_adapter(folder, final)
+        else:
+            self.encoder._write_backbone(folder, final)
 
     def push_to_hub(
         self,
@@ -477,13 +493,17 @@ class RewardModel:
         else:
             embedded = start if start.ndim == 3 else start[None]
         embedded = torch.as_tensor(embedded, dtype=images.dtype, device=images.device)
-        width = images.shape[-1] * (2 if self.judge else 1)
+        width = self._start_width(images.shape[-1])
         if embedded.shape[1:] != (images.shape[1], width) or len(embedded) not in (1, len(images)):
             raise ValueError(
                 f"start must be one first frame or {len(images)}, of {images.shape[1]} views, uint8 "
                 f"[..., V, H, W, 3] or what embed_start gave, [..., V, {width}], got shape {tuple(start.shape)}"
             )
         return embedded
+
+    def _start_width(self, width: int) -> int:
+        """D' of `embed_start`, where `embed` has a `width` of D."""
+        return width * (2 if self.judge else 1)
 
     def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """T sentences -> [T, D] on the model's device; each with the hand at what it names, if that counts."""
@@ -544,7 +564,12 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
 
 
 _WEIGHTS = ("start_weight", "approach_weight")
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", *_WEIGHTS)
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "members", *_WEIGHTS)
+
+
+def members_of(folder: Path) -> list[str]:
+    """The names of the members of an ensemble in a folder; none for any other model."""
+    return list(_read_metadata(folder)[0].get("members", ()))
 
 
 def read_crops(folder: Path) -> dict[str, Crop] | None:
@@ -567,9 +592,10 @@ def _read_metadata(
         weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in range(FORMAT_VERSION, CROP_VERSION + 1):
+    if version not in range(FORMAT_VERSION, ENSEMBLE_VERSION + 1):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {CROP_VERSION}: upgrade vlm-reward"
+            f"{path} has format version {version}, this vlm-reward reads up to {ENSEMBLE_VERSION}: upgrade "
+            "vlm-reward"
         )
     return facts, spec, crops, weights
 

@@ -1,0 +1,138 @@
+"""Several reward models asked at once: what they agree on counts, what one alone sees in a scene is outvoted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm_reward._card import chosen
+from vlm_reward.reward_model import ENSEMBLE_VERSION, RewardModel
+
+
+class Ensemble(RewardModel):
+    """The weighted mean of the scores of several models of the same cameras.
+
+    Models whose backbones were trained apart err apart in a scene that none of them knows. It is used like any
+    `RewardModel`, of which `from_pretrained` gives it by its name, and costs what its members cost together.
+
+    Args:
+        members: two or more; each with its own resolution, crops, start_weight and judge.
+        weights: one of each, above 0: the share of its score. Scaled to sum to 1.
+        names: what `RewardModel.from_pretrained` finds the members by; needed to save it.
+        metadata: JSON-ready facts to save with it.
+
+    Raises:
+        ValueError: fewer than two members, other cameras than the first one's, weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[RewardModel],
+        weights: Sequence[float],
+        *,
+        names: Sequence[str] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        if len(members) < 2:
+            raise ValueError(f"an ensemble needs two members or more, got {len(members)}")
+        if len(weights) != len(members) or not all(0 < weight < np.inf for weight in weights):
+            raise ValueError(f"give {len(members)} weights above 0, one of each member, got {list(weights)}")
+        spec = members[0].camera_spec
+        if any(member.camera_spec != spec for member in members):
+            raise ValueError("the members of an ensemble must have been trained with the same cameras")
+        super().__init__(
+            members[0].encoder,
+            camera_spec=spec,
+            start_weight=max(member.start_weight for member in members),
+            metadata=metadata,
+            dtype=members[0].dtype,
+        )
+        self.members, self.names = tuple(members), tuple(names)
+        self.weights = [float(weight / sum(weights)) for weight in weights]
+
+    @property
+    def image_size(self) -> int:
+        """Side of frames that lose nothing of what some member sees, pixels."""
+        sides = [next(iter(member.crops.values())).side if member.crops else 1.0 for member in self.members]
+        sizes = [member.image_size for member in self.members]
+        return max(round(size / side) for size, side in zip(sizes, sides, strict=True))
+
+    def with_small_frames(self) -> "Ensemble":
+        """This ensemble: what `look` gives are whole images, of which each member takes its own part."""
+        return self
+
+    def embed_start(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
+        """First frames, as `score` and `compare` take them: those of the members, one behind the other."""
+        return np.concatenate([member.embed_start(frames) for member in self.members], axis=-1)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """The members' text embeddings, one behind the other: float32 [T, sum of D]."""
+        return np.concatenate([member.embed_text(texts) for member in self.members], axis=-1)
+
+    def with_cameras(self, cameras: Sequence[str]) -> "Ensemble":
+        """As `RewardModel.with_cameras`."""
+        return self._of([member.with_cameras(cameras) for member in self.members])
+
+    def with_start_weight(self, start_weight: float) -> "Ensemble":
+        """As `RewardModel.with_start_weight`, of each member."""
+        return self._of([member.with_start_weight(start_weight) for member in self.members])
+
+    def with_approach_weight(self, approach_weight: float) -> "Ensemble":
+        """As `RewardModel.with_approach_weight`, of each member."""
+        return self._of([member.with_approach_weight(approach_weight) for member in self.members])
+
+    def with_any_views(self) -> "Ensemble":
+        """As `RewardModel.with_any_views`."""
+        return self._of([member.with_any_views() for member in self.members])
+
+    def with_judge(self, judge: RewardModel) -> RewardModel:
+        """Refused: the members have their own."""
+        raise ValueError("an ensemble takes no judge: give one to its members")
+
+    def _of(self, members: Sequence[RewardModel]) -> "Ensemble":
+        return Ensemble(members, self.weights, names=self.names, metadata=self.metadata)
+
+    def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:
+        return torch.cat([member._embed_frames(frames, batch_size) for member in self.members], dim=-1)
+
+    def _start_width(self, width: int) -> int:
+        return sum(member._start_width(each) for member, each in zip(self.members, self._widths, strict=True))
+
+    def _compare(
+        self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
+    ) -> torch.Tensor:
+        own = images.split(self._widths, dim=-1)
+        began: Sequence[torch.Tensor | None] = [None] * len(self.members)
+        if starts is not None:
+            widths = [
+                member._start_width(width) for member, width in zip(self.members, self._widths, strict=True)
+            ]
+            began = [
+                start if member.start_weight else None
+                for member, start in zip(self.members, starts.split(widths, dim=-1), strict=True)
+            ]
+        return torch.stack(
+            [
+                weight * member._compare(image, texts, start, each=each)
+                for member, weight, image, start in zip(self.members, self.weights, own, began, strict=True)
+            ]
+        ).sum(0)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [member.encoder.embedding_dim for member in self.members]
+
+    def _write(self, folder: Path, final: Path) -> None:
+        if len(self.names) != len(self.members):
+            raise ValueError("an ensemble is saved by the names of its members: give names")
+
+    def _facts(self, final: Path) -> dict[str, Any]:
+        own = {"format_version": ENSEMBLE_VERSION, "camera_spec": super()._facts(final)["camera_spec"]}
+        own |= {
+            "start_weight": self.start_weight,
+            "members": dict(zip(self.names, self.weights, strict=True)),
+        }
+        facts = {key: value for key, value in self.metadata.items() if key not in own}
+        return own | facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
