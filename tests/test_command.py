@@ -20,6 +20,7 @@ from vlm_reward.__main__ import MODEL, main
 from vlm_reward._rendering import INSTALL_HINT
 from vlm_reward.cameras import Crop
 from vlm_reward.doctor import Finding
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
 
 SENTENCE = "open the green drawer"
@@ -308,17 +309,23 @@ def test_score_of_several_views_is_their_mean(tiny_adapter_dir, tmp_path, monkey
         assert rows[:, view] == pytest.approx(table(tmp_path / f"{folder.name}.csv")[1][:, 2], abs=2e-6)
 
 
-def test_a_model_of_parts_of_images_takes_a_view_of_each_of_its_cameras(tiny_adapter_dir, tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_a_model_of_parts_of_images_takes_a_view_of_each_of_its_cameras(tiny_adapter_dir, tmp_path, together):
     loaded = RewardModel.from_pretrained(tiny_adapter_dir)
     crops = {"corner": Crop(0.0, 0.5, 0.5), "corner3": Crop(0.25, 0.25, 0.5)}
     model = RewardModel(loaded.encoder, camera_spec=loaded.camera_spec, crops=crops)
     model.save_pretrained(tmp_path / "parts")
+    if together:
+        names = str(tiny_adapter_dir), str(tmp_path / "parts")
+        model = Ensemble([loaded, model], [1.0, 1.0], names=names)
+        model.save_pretrained(tmp_path / "both")
     frames = pictures(6)
     folders = [write_images(tmp_path / "a", frames), write_images(tmp_path / "b", frames[::-1])]
-    common = {"model": str(tmp_path / "parts"), "out": tmp_path}
+    common = {"model": str(tmp_path / ("both" if together else "parts")), "out": tmp_path}
     video.score(folders, SENTENCE, **common)
     _, rows = table(tmp_path / "a.csv")
-    expected = model.score(np.stack([frames, frames[::-1]], axis=1), SENTENCE)
+    seen = model.look(np.stack([frames, frames[::-1]], axis=1))
+    expected = model.with_small_frames().score(seen, SENTENCE)
     assert rows[:, 3:] == pytest.approx(expected, abs=1e-3)
     with pytest.raises(ValueError, match="give one view of each of corner, corner3, in this order"):
         video.score(folders[:1], SENTENCE, **common)

@@ -12,6 +12,7 @@ from vlm_reward import reward_model as module
 from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.transforms import GoalBaseline
 
 TEXT = "open the green drawer"
 SPEC = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
@@ -84,6 +85,8 @@ def test_what_is_asked_of_it_is_asked_of_each_member(members, frames):
     assert both.with_any_views().camera_spec is None
     with pytest.raises(ValueError, match="an ensemble takes no judge"):
         both.with_judge(members[0])
+    with pytest.raises(ValueError, match="embeddings of their own: take one of them alone"):
+        GoalBaseline(plain, "a robot")
 
 
 def test_what_does_not_fit_together_is_refused(members):

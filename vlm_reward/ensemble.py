@@ -59,6 +59,11 @@ class Ensemble(RewardModel):
         sizes = [member.image_size for member in self.members]
         return max(round(size / side) for size, side in zip(sizes, sides, strict=True))
 
+    @property
+    def sees_parts(self) -> bool:
+        """Whether some member does."""
+        return any(member.sees_parts for member in self.members)
+
     def with_small_frames(self) -> "Ensemble":
         """This ensemble: what `look` gives are whole images, of which each member takes its own part."""
         return self

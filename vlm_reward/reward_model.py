@@ -273,6 +273,11 @@ class RewardModel:
         """S, the side of what `look` gives, pixels."""
         return self.encoder.image_size
 
+    @property
+    def sees_parts(self) -> bool:
+        """Whether it looks at parts of its cameras' images alone, so that other cameras are none for it."""
+        return bool(self.crops)
+
     def look(self, frames: Any) -> Any:
         """What the model looks at: each view's crop, at the model's resolution.
 

@@ -208,7 +208,8 @@ class GoalBaseline:
         alpha: regularisation strength, in [0, 1].
 
     Raises:
-        ValueError: alpha out of range, or the model scores against the first frame already (`start_weight`).
+        ValueError: alpha out of range, an ensemble, or the model scores against the first frame already
+            (`start_weight`).
     """
 
     start_weight = 0.0
@@ -216,6 +217,10 @@ class GoalBaseline:
     def __init__(self, model: Any, baseline: str, alpha: float = 0.5) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if hasattr(model, "members"):
+            raise ValueError(
+                "the members of an ensemble have embeddings of their own: take one of them alone"
+            )
         if model.start_weight:
             raise ValueError(
                 "the model scores against the episode's first frame, which leaves no room for a baseline "

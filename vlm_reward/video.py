@@ -214,14 +214,14 @@ def score(
     trained = RewardModel.from_pretrained(model, device=auto_device(device))
     scorer = trained.with_any_views()
     eyes = [scorer] * len(clips)
-    if trained.crops and trained.camera_spec:
+    if trained.sees_parts and trained.camera_spec:
         cameras = trained.camera_spec.cameras
         if len(clips) != len(cameras):
             raise ValueError(
                 f"{model} looks at parts of its cameras' images: give one view of each of {', '.join(cameras)}, "
                 "in this order, or take another model"
             )
-        eyes = [trained.with_cameras((camera,)) for camera in cameras]
+        eyes, scorer = [trained.with_cameras((camera,)) for camera in cameras], trained.with_small_frames()
     scorer.embed_text([sentence])  # refuses what is too long before anything is decoded
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{clips[0].name}.csv", out / f"{clips[0].name}.png"
