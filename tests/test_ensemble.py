@@ -95,6 +95,11 @@ def test_what_does_not_fit_together_is_refused(members):
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="give 2 weights above 0"):
             Ensemble(members, weights)
+    both = Ensemble(members, [1.0, 1.0])
+    with pytest.raises(ValueError, match="not other ensembles"):
+        Ensemble([both, members[0]], [1.0, 1.0])
+    with pytest.raises(ValueError, match="each member counts once, got a, a"):
+        Ensemble(members, [1.0, 1.0], names=("a", "a"))
     with pytest.raises(ValueError, match="trained with the same cameras"):
         Ensemble([members[0], members[1].with_cameras(("corner",))], [1.0, 1.0])
 
@@ -119,7 +124,11 @@ def test_it_is_saved_by_the_names_of_its_members(tiny_adapter_dir, members, fram
     assert "The mean of the scores of" in (tmp_path / "both" / "README.md").read_text()
     with pytest.raises(ValueError, match="saved by the names of its members"):
         Ensemble(loaded, [1.0, 1.0]).save_pretrained(tmp_path / "nameless")
+    with pytest.raises(ValueError, match="saved by the names of its members, unchanged"):
+        both.with_start_weight(0).save_pretrained(tmp_path / "nameless")
     assert not (tmp_path / "nameless" / module.METADATA).exists()
+    with pytest.raises(ValueError, match=r"nobody else can load .*parted"):
+        both.push_to_hub("me/both")
 
 
 def test_the_command_weighs_each_by_the_inverse_of_its_spread(

@@ -234,6 +234,15 @@ def test_visits_go_about_the_object_wherever_it_is():
         assert ((low < near) & (near < high)).any()
 
 
+def test_visits_go_to_the_goal_as_often_as_asked():
+    names, near = scenes.STATE, {}
+    hand, goal = (slice(names.index(f"{what}_x"), names.index(f"{what}_z") + 1) for what in ("hand", "goal"))
+    for goals in (0.0, 1.0):
+        state = scenes.make_shard("drawer-close-v3", 28, 3, (5,), visits=1.0, goals=goals)["state"]
+        near[goals] = np.linalg.norm(state[:, hand] - state[:, goal], axis=1) / 5
+    assert np.median(near[1.0]) < 0.7 * np.median(near[0.0])
+
+
 def test_sight_is_how_often_a_sentence_orders_as_the_simulator_does(shards):
     data = order.Scenes([shards], ["window-open-v3", "push-v3"])
     near, fraction = (data.state[:, scenes.STATE.index(name)] for name in ("hand_object", "fraction"))
@@ -295,6 +304,7 @@ def test_only_training_tasks_are_rendered(tmp_path):
     for wrong, message in (
         ({"visits": 1.5}, "--visits is a share of the rollouts, from 0 to 1, got 1.5"),
         ({"plain": -0.1}, "--plain is a share"),
+        ({"goals": 2.0}, "--goals is a share of the visits"),
         ({"visits": 0.5, "actions": (tmp_path / "a.npz",)}, "no room for --visits"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -265,6 +265,9 @@ def test_with_crops_a_model_sees_those_parts_of_the_images_alone(model, frames, 
         RewardModel(model.encoder, crops=crops)
     with pytest.raises(ValueError, match="there is no crop of camera corner3"):
         RewardModel(model.encoder, camera_spec=TWO_VIEWS, crops={"corner": crops["corner"]})
+    for wrong, message in ((Crop(0.6, 0, 0.5), "leaves the image"), (Crop(0, 0, 0.25), "must have one side")):
+        with pytest.raises(ValueError, match=message):
+            RewardModel(model.encoder, camera_spec=TWO_VIEWS, crops=crops | {"corner": wrong})
 
 
 def test_larger_frames_are_resized_and_tensors_taken(model):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eval.lerobot_writer import write_lerobot
 from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.language import lessons
@@ -34,6 +35,7 @@ from training.train import (
     train,
 )
 from vlm_reward._jobs import stop_on_interrupt
+from vlm_reward.cameras import Crop
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import voc
 from vlm_reward.recording import EpisodeInfo
@@ -452,6 +454,23 @@ def test_training_goes_on_from_an_adapter(config: TrainConfig, tmp_path: Path) -
     assert np.abs(scores[0] - scores[2]).max() > 1e-3
     with pytest.raises(FileNotFoundError, match="no/where"):
         train(replace(still, adapter="no/where/here", overwrite=True))
+
+
+def test_an_adapter_looks_at_what_its_backbone_looks_at(
+    config: TrainConfig, make_tiny_encoder: Any, tmp_path: Path
+) -> None:
+    crops = dict.fromkeys(SPEC.cameras, Crop(0.5, 0.25, 0.5))
+    backbone = tmp_path / "parts"
+    RewardModel(make_tiny_encoder(), camera_spec=SPEC, crops=crops).save_pretrained(backbone)
+    trained = RewardModel.from_pretrained(train(replace(config, backbone=str(backbone))).folder)
+    assert trained.crops == crops
+    assert trained.encoder.name == str(backbone)
+
+    own = write_lerobot(tmp_path / "pouring", lengths=(6, 5))
+    foreign = replace(config, backbone=str(backbone), dataset=str(own), output=tmp_path / "none")
+    with pytest.raises(ValueError, match="looks at parts of the images of Meta-World's cameras"):
+        train(foreign)
+    assert not (tmp_path / "none").exists()
 
 
 def test_resuming_with_other_settings_is_refused_but_other_threads_are_fine(config: TrainConfig) -> None:

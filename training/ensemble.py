@@ -12,6 +12,7 @@ in everything but the cameras. The folder holds the members' names, not their we
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -44,14 +45,16 @@ class EnsembleConfig:
 
 def spread(model: RewardModel, rollouts: str, cache: Path | None = None) -> float:
     """Standard deviation of the scores of a task's rollouts in one view, mean over views and tasks."""
-    data = cached(open_dataset(rollouts), model.image_size, cache, model.camera_spec, crops=model.crops)
+    of: Any = {"expect": model.camera_spec, "resample": model.encoder.resample, "crops": model.crops}
+    data = cached(open_dataset(rollouts), model.image_size, cache, **of)
     check_tasks(data, "paper")
-    model, of = model.with_small_frames(), {}
+    model = model.with_small_frames()
+    scores_of: dict[str, list[np.ndarray]] = {}
     for episode in data.episodes:
         frames = data.frames[episode.start : episode.start + episode.length]
         scores = model.score(frames[1::STRIDE], episode.instruction, start=frames[0])
-        of.setdefault(episode.task, []).append(scores)
-    return float(np.mean([np.concatenate(scores).std(axis=0).mean() for scores in of.values()]))
+        scores_of.setdefault(episode.task, []).append(scores)
+    return float(np.mean([np.concatenate(scores).std(axis=0).mean() for scores in scores_of.values()]))
 
 
 def ensemble(names: Sequence[str], spreads: Sequence[float], device: str = "cpu") -> Ensemble:

@@ -25,6 +25,7 @@ from training.captions import rankings, sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.order import GAPS, Scenes, split_sentences
 from training.scenes import STATE
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.frame_cache import cached
 from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
@@ -140,6 +141,8 @@ def main(config: Config) -> None:
     """Print the figures as one JSON object."""
     model = RewardModel.from_pretrained(config.checkpoint)
     crops = model.crops
+    if isinstance(model, Ensemble):
+        raise ValueError("an ensemble has no embedding of its own to probe: probe its members")
     unseen = config.stand_ins
     if unseen is None:
         unseen = json.loads((Path(model.encoder.name) / "pretraining.json").read_text())["stand_ins"]

@@ -17,7 +17,8 @@ states that an optimiser finds, for `training.train --scenes`.
 `--apart` adds to each picture one of the same moment with the mechanism or the object put elsewhere. In what
 anybody does a drawer is open while the hand is still away and closed when it is there, so a model that learns
 "the drawer is open" from rollouts alone learns that the hand is away. `--visits` sends the hand from place to
-place about the object, whatever its state, so that the one tells nothing of the other.
+place about the object, whatever its state, so that the one tells nothing of the other; `--goals` sends it to the
+goal, too: a demonstration ends with the hand where the goal is marked, and who only goes there has done nothing.
 """
 
 import json
@@ -93,6 +94,8 @@ class Config:
     """Share of the rollouts in which the hand goes from place to place about the object, whatever its state."""
     plain: float = 0.25
     """Share of the rollouts that keep Meta-World's colours, lights and cameras; of the others they are varied."""
+    goals: float = 0.0
+    """Share of these visits that go to the goal in place of the object: the hand there is not the object there."""
     crop: bool = False
     """Keep of each image the part where hands and objects are (vlm_reward.cameras.WORKSPACE)."""
     tasks: tuple[str, ...] = train_tasks()
@@ -226,11 +229,11 @@ class _Actor:
 
 
 class _Visitor:
-    """Goes from place to place about the object, wherever it is."""
+    """Goes from place to place about the object, wherever it is, or, `goals` of the time, about the goal."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.until, self.aside, self.grip = 0, np.zeros(3), 0.0
+    def __init__(self, rng: np.random.Generator, goals: float) -> None:
+        self.rng, self.goals = rng, goals
+        self.until, self.aside, self.grip, self.to_goal = 0, np.zeros(3), 0.0, False
 
     def __call__(self, step: int, observation: np.ndarray) -> np.ndarray:
         rng = self.rng
@@ -238,7 +241,9 @@ class _Visitor:
             self.until = step + int(rng.integers(8, 24))
             self.aside = rng.normal(0, rng.choice([0.02, 0.06, 0.15]), 3)
             self.grip = float(rng.choice([-1, 1]))
-        way = observation[4:7] + self.aside - (observation[:3] + FINGERS)
+            self.to_goal = self.goals > 0 and rng.random() < self.goals and bool(observation[36:39].any())
+        place = observation[36:39] if self.to_goal else observation[4:7]
+        way = place + self.aside - (observation[:3] + FINGERS)
         return np.append(10 * way, self.grip)
 
 
@@ -316,6 +321,7 @@ def make_shard(
     visits: float = 0.0,
     plain: float = 0.25,
     crop: bool = False,
+    goals: float = 0.0,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -329,6 +335,7 @@ def make_shard(
         visits: share of the rollouts in which the hand goes from place to place about the object.
         plain: share of the rollouts that keep Meta-World's colours, lights and cameras.
         crop: keep the part of each image where hands and objects are.
+        goals: share of the visits that go to the goal in place of the object.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -376,7 +383,7 @@ def make_shard(
                 act = replay(acted[episode])
             elif visits and rng.random() < visits:
                 _put_elsewhere(env, task, rng)
-                act = _Visitor(rng)
+                act = _Visitor(rng, goals)
             else:
                 _disturb(env, task, rng)
                 act = _Actor(task, rng, names)
@@ -456,7 +463,7 @@ def _known(
 
 def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) -> None:
     path, task, seed, actions, config = job
-    size, how = config.size, (config.apart, config.visits, config.plain, config.crop)
+    size, how = config.size, (config.apart, config.visits, config.plain, config.crop, config.goals)
     shard = make_shard(task, size, config.episodes, seed, actions, *how)
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
@@ -472,9 +479,10 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
 
 def main(config: Config) -> None:
     """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
-    for name in ("visits", "plain"):
+    for name in ("visits", "plain", "goals"):
         if not 0 <= (share := getattr(config, name)) <= 1:
-            raise ValueError(f"--{name} is a share of the rollouts, from 0 to 1, got {share}")
+            of = "visits" if name == "goals" else "rollouts"
+            raise ValueError(f"--{name} is a share of the {of}, from 0 to 1, got {share}")
     if config.actions and config.visits:
         raise ValueError("--actions are replayed as they were: there is no room for --visits")
     config.output.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,12 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         encoder.model.set_attn_implementation("eager")
     data = open_dataset(config.dataset, config.views, config.instruction)
     expect = config.cameras if data.ours else None
-    crops = read_crops(adapter or locate(config.backbone)) if data.ours else None
+    crops = read_crops(adapter or locate(config.backbone))
+    if crops and not data.ours:
+        raise ValueError(
+            f"{config.adapter or config.backbone} looks at parts of the images of Meta-World's cameras: take a "
+            "backbone of whole images (siglip2-tiny, or one of the Hub) for a dataset of your own"
+        )
     cache = cached(data, encoder.image_size, config.cache, expect, encoder.resample, crops)
     if data.ours:
         check_tasks(cache, config.split)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vlm_reward._card import chosen
+from vlm_reward.encoder import portable_name
 from vlm_reward.reward_model import ENSEMBLE_VERSION, RewardModel
 
 
@@ -20,11 +21,13 @@ class Ensemble(RewardModel):
     Args:
         members: two or more; each with its own resolution, crops, start_weight and judge.
         weights: one of each, above 0: the share of its score. Scaled to sum to 1.
-        names: what `RewardModel.from_pretrained` finds the members by; needed to save it.
+        names: what `RewardModel.from_pretrained` finds the members by; needed to save it. An ensemble that a
+            `with_...` method changed has none: it cannot be saved, for its members are saved as they are.
         metadata: JSON-ready facts to save with it.
 
     Raises:
-        ValueError: fewer than two members, other cameras than the first one's, weights that do not fit.
+        ValueError: fewer than two members, ensembles among them, a name given twice, other cameras than the
+            first one's, weights that do not fit.
     """
 
     def __init__(
@@ -39,6 +42,10 @@ class Ensemble(RewardModel):
             raise ValueError(f"an ensemble needs two members or more, got {len(members)}")
         if len(weights) != len(members) or not all(0 < weight < np.inf for weight in weights):
             raise ValueError(f"give {len(members)} weights above 0, one of each member, got {list(weights)}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"each member counts once, got {', '.join(names)}")
+        if any(isinstance(member, Ensemble) for member in members):
+            raise ValueError("an ensemble takes models, not other ensembles: give it their members")
         spec = members[0].camera_spec
         if any(member.camera_spec != spec for member in members):
             raise ValueError("the members of an ensemble must have been trained with the same cameras")
@@ -51,6 +58,14 @@ class Ensemble(RewardModel):
         )
         self.members, self.names = tuple(members), tuple(names)
         self.weights = [float(weight / sum(weights)) for weight in weights]
+
+    def look(self, frames: Any) -> Any:
+        """Whole frames at `image_size`, of which each member takes what it looks at: uint8 [..., V, S, S, 3]."""
+        return super().look(frames)
+
+    def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
+        """The members' image embeddings, one behind the other, for `compare`: float32 [N, V, sum of D]."""
+        return super().embed(frames, batch_size)
 
     @property
     def image_size(self) -> int:
@@ -97,7 +112,7 @@ class Ensemble(RewardModel):
         raise ValueError("an ensemble takes no judge: give one to its members")
 
     def _of(self, members: Sequence[RewardModel]) -> "Ensemble":
-        return Ensemble(members, self.weights, names=self.names, metadata=self.metadata)
+        return Ensemble(members, self.weights, metadata=self.metadata)
 
     def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:
         return torch.cat([member._embed_frames(frames, batch_size) for member in self.members], dim=-1)
@@ -131,13 +146,22 @@ class Ensemble(RewardModel):
 
     def _write(self, folder: Path, final: Path) -> None:
         if len(self.names) != len(self.members):
-            raise ValueError("an ensemble is saved by the names of its members: give names")
+            raise ValueError("an ensemble is saved by the names of its members, unchanged: give names")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """As `RewardModel.push_to_hub`; ValueError where a member is a folder of this machine."""
+        if local := [name for name in self.names if Path(portable_name(name, Path(repo_id))).is_absolute()]:
+            raise ValueError(
+                f"nobody else can load {', '.join(local)}: push the members first, load them by Hub id"
+            )
+        return super().push_to_hub(repo_id, **options)
 
     def _facts(self, final: Path) -> dict[str, Any]:
+        names = [portable_name(name, final) for name in self.names]
         own = {"format_version": ENSEMBLE_VERSION, "camera_spec": super()._facts(final)["camera_spec"]}
         own |= {
             "start_weight": self.start_weight,
-            "members": dict(zip(self.names, self.weights, strict=True)),
+            "members": dict(zip(names, self.weights, strict=True)),
         }
         facts = {key: value for key, value in self.metadata.items() if key not in own}
         return own | facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})

@@ -90,6 +90,11 @@ class RewardModel:
             raise ValueError("crops are of cameras: give a camera_spec, too")
         if crops is not None and camera_spec and (whole := set(camera_spec.cameras) - set(crops)):
             raise ValueError(f"there is no crop of camera {', '.join(sorted(whole))}")
+        for name, (left, top, side) in (crops or {}).items():
+            if not (left >= 0 and top >= 0 and 0 < side <= 1 and max(left, top) + side <= 1):
+                raise ValueError(f"the crop of {name} leaves the image: left {left}, top {top}, side {side}")
+        if len(sides := {crop[2] for crop in (crops or {}).values()}) > 1:
+            raise ValueError(f"crops must have one side, got {', '.join(map(str, sorted(sides)))}")
         self.encoder = encoder
         self.camera_spec = camera_spec
         self.start_weight = start_weight
@@ -343,7 +348,10 @@ class RewardModel:
         return self._like_this(judge=judge, metadata=facts | {"objective": f"{name}+judge"})
 
     def with_any_views(self) -> "RewardModel":
-        """This model, which shares its weights, for frames of whatever camera and number of views."""
+        """This model, which shares its weights, for frames of whatever camera and number of views.
+
+        One with crops then sees whole images, which it was not trained on.
+        """
         return self._like_this(camera_spec=None, crops=None, judge=self.judge and self.judge.with_any_views())
 
     def _like_this(self, **changed: Any) -> "RewardModel":
