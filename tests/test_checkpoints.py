@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.encoder import CHECKPOINTS
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.envs import behaviour, make_env
 from vlm_reward.metrics import voc
 from vlm_reward.reward_model import RewardModel
@@ -20,6 +21,16 @@ ADAPTERS = sorted(path.parent for path in CHECKPOINTS.rglob("*/adapter_config.js
 
 def name_of(folder: Path) -> str:
     return folder.relative_to(CHECKPOINTS).as_posix()
+
+
+def test_the_ensemble_is_of_shipped_adapters_of_training_tasks():
+    ensemble = RewardModel.from_pretrained("siglip2-tiny-ensemble")
+    assert isinstance(ensemble, Ensemble)
+    assert set(ensemble.names) <= {name_of(folder) for folder in ADAPTERS}
+    assert len({member.encoder.name for member in ensemble.members}) == 3
+    assert sum(ensemble.weights) == pytest.approx(1)
+    assert set(ensemble.metadata["train_tasks"]) <= set(train_tasks())
+    assert "held-out" in (CHECKPOINTS / "siglip2-tiny-ensemble" / "README.md").read_text()
 
 
 def test_there_is_a_triplet_adapter():
