@@ -63,7 +63,8 @@ class FakeModel:
     under an opposite one it falls, under any other it is 0; a deaf model follows every sentence."""
 
     def __init__(self, name, metadata=None, deaf=False, start_weight=0.0):
-        self.encoder = SimpleNamespace(image_size=2, name=name, has_adapter=metadata is not None)
+        self.encoder = SimpleNamespace(name=name, has_adapter=metadata is not None)
+        self.image_size, self.crops = 2, None
         self.metadata = metadata or {}
         self.camera_spec = SPEC
         self.deaf = deaf
@@ -91,6 +92,9 @@ class FakeModel:
         return embeddings
 
     embed_start = embed
+
+    def with_small_frames(self):
+        return self
 
     def compare(self, images, texts, starts=None):
         goals = torch.from_numpy(self.embed_text(texts))
@@ -138,7 +142,7 @@ def run(monkeypatch, tmp_path, caches):
         return models[name]
 
     monkeypatch.setattr(benchmark.RewardModel, "from_pretrained", load)
-    monkeypatch.setattr(benchmark, "cached", lambda data, size, root, expect: caches[data.id])
+    monkeypatch.setattr(benchmark, "cached", lambda data, size, root, expect, crops: caches[data.id])
     monkeypatch.setattr(
         benchmark,
         "open_dataset",

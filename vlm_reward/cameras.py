@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from vlm_reward._rendering import INSTALL_HINT
-from vlm_reward.preprocess import Frames
 
 DEFAULT_CAMERAS: tuple[str, ...] = ("corner", "corner4", "corner3")
 DEFAULT_SIZE = 224
@@ -40,7 +39,7 @@ sees it twice as large. It holds over 97 % of the places of hands and objects in
 training tasks (`tests/test_cameras.py`)."""
 
 
-def cut(frames: Frames, crops: Sequence[Crop]) -> Frames:
+def cut(frames: Any, crops: Sequence[Crop]) -> Any:
     """The part of each view's image that a model looks at.
 
     Args:
