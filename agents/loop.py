@@ -25,6 +25,7 @@ from vlm_reward._jobs import changes, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
+from vlm_reward.reward_model import members_of
 from vlm_reward.tasks import check_task, train_tasks
 
 DATASET = "agent-rollouts-v0"
@@ -184,7 +185,10 @@ def check_settings(cfg: LoopConfig) -> None:
 
 def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
-    locate(cfg.reward)
+    if members_of(locate(cfg.reward)):
+        raise ValueError(
+            f"{cfg.reward} is an ensemble, of whose members one can be trained on: give its name"
+        )
     try:
         for dataset in cfg.rollouts:
             open_dataset(dataset)

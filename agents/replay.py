@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from vlm_reward.cameras import CameraSpec, Crop
+from vlm_reward.cameras import CameraSpec, Crop, named_crops
 from vlm_reward.reward_model import RewardModel
 
 _FIELDS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -140,5 +140,4 @@ def open_frames(folder: Path) -> tuple[np.ndarray, CameraSpec, dict[str, Crop] |
     facts = json.loads((folder / "frames.json").read_text())
     spec, size = CameraSpec.from_dict(facts["camera_spec"]), facts["size"]
     frames = np.memmap(folder / "frames.u8", np.uint8, "r")
-    crops = facts.get("crops") and {name: Crop(*crop) for name, crop in facts["crops"].items()}
-    return frames.reshape(-1, len(spec.cameras), size, size, 3), spec, crops
+    return frames.reshape(-1, len(spec.cameras), size, size, 3), spec, named_crops(facts.get("crops"))

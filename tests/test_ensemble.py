@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from agents import loop
 from tests.synthetic import write_dataset
 from training import ensemble as command
+from training.average import average
+from training.judge import JudgeConfig, judge
 from vlm_reward import reward_model as module
 from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.ensemble import Ensemble
@@ -129,6 +132,22 @@ def test_it_is_saved_by_the_names_of_its_members(tiny_adapter_dir, members, fram
     assert not (tmp_path / "nameless" / module.METADATA).exists()
     with pytest.raises(ValueError, match=r"nobody else can load .*parted"):
         both.push_to_hub("me/both")
+
+
+def test_an_ensemble_is_no_adapter(tiny_adapter_dir, members, tmp_path):
+    members[1].save_pretrained(tmp_path / "parted")
+    names = [str(tiny_adapter_dir), str(tmp_path / "parted")]
+    loaded = [RewardModel.from_pretrained(name) for name in names]
+    Ensemble(loaded, [1.0, 1.0], names=names).save_pretrained(tmp_path / "both")
+    both = str(tmp_path / "both")
+    with pytest.raises(ValueError, match="both is an ensemble: average its members"):
+        average([both, str(tiny_adapter_dir)])
+    with pytest.raises(ValueError, match="both is an ensemble: train a judge for one of its members"):
+        judge(JudgeConfig(both, output=tmp_path / "judge"))
+    assert not (tmp_path / "judge").exists()
+    with pytest.raises(ValueError, match="both is an ensemble, of whose members one can be trained on"):
+        loop.main(loop.LoopConfig(reward=both, output=tmp_path / "loop"))
+    assert not (tmp_path / "loop").exists()
 
 
 def test_the_command_weighs_each_by_the_inverse_of_its_spread(

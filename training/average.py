@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
 
 
@@ -56,6 +57,10 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
     models = [RewardModel.from_pretrained(name) for name in names]
     if bare := [name for name, model in zip(names, models, strict=True) if not model.encoder.has_adapter]:
         raise ValueError(f"{', '.join(bare)} is no adapter, but a backbone")
+    if several := [name for name, model in zip(names, models, strict=True) if isinstance(model, Ensemble)]:
+        raise ValueError(
+            f"{', '.join(several)} is an ensemble: average its members, one backbone's at a time"
+        )
     same("backbones", names, [model.encoder.name for model in models])
     same("cameras", names, [model.camera_spec for model in models])
     same("crops", names, [model.crops for model in models])

@@ -57,9 +57,8 @@ def spread(model: RewardModel, rollouts: str, cache: Path | None = None) -> floa
     return float(np.mean([np.concatenate(scores).std(axis=0).mean() for scores in scores_of.values()]))
 
 
-def ensemble(names: Sequence[str], spreads: Sequence[float], device: str = "cpu") -> Ensemble:
-    """The models of these names, each by the inverse of its spread."""
-    members = [RewardModel.from_pretrained(name, device=device) for name in names]
+def ensemble(members: Sequence[RewardModel], names: Sequence[str], spreads: Sequence[float]) -> Ensemble:
+    """Models, which have these names, each by the inverse of its spread."""
     tasks = sorted({task for member in members for task in member.metadata.get("train_tasks", [])})
     facts = {"objective": "ensemble", "preset": "", "seed": None, "train_tasks": tasks}
     facts["spreads"] = dict(zip(names, [round(value, 4) for value in spreads], strict=True))
@@ -71,8 +70,9 @@ def main(config: EnsembleConfig) -> None:
     if (config.output / METADATA).exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} holds a model already; --overwrite replaces it")
     models = [RewardModel.from_pretrained(name, device=auto_device("auto")) for name in config.models]
-    Ensemble(models, [1.0] * len(models))  # refused before anything is scored
-    made = ensemble(config.models, [spread(model, config.rollouts, config.cache) for model in models])
+    Ensemble(models, [1.0] * len(models), names=config.models)  # refused before anything is scored
+    spreads = [spread(model, config.rollouts, config.cache) for model in models]
+    made = ensemble(models, config.models, spreads)
     made.save_pretrained(config.output)
     for name, weight in zip(made.names, made.weights, strict=True):
         print(f"{weight:.3f}  {name}")

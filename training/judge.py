@@ -43,6 +43,7 @@ from training.train import (
 from vlm_reward._jobs import BAR_SECONDS, changes, keep_freed_memory, stop_on_interrupt
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import ADAPTER_CONFIG, DualEncoder
+from vlm_reward.ensemble import Ensemble
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.reward_model import RewardModel, auto_device
 from vlm_reward.similarity import REACHED_AT, REACHED_SCALE
@@ -223,6 +224,8 @@ def judge(config: JudgeConfig) -> dict[str, float]:
         raise ValueError(f"cannot resume {config.output} with other settings ({differ})")
     device = "cpu" if config.device == "cpu" else auto_device("auto")
     scores = RewardModel.from_pretrained(config.adapter, device=device)
+    if isinstance(scores, Ensemble):  # which would refuse the judge only when it is trained
+        raise ValueError(f"{config.adapter} is an ensemble: train a judge for one of its members")
     if not scores.start_weight:
         raise ValueError(f"{config.adapter} does not score against the first frame, so it needs no judge")
     if config.threads is not None:

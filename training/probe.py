@@ -140,7 +140,6 @@ def demonstrations(model: RewardModel, dataset: str, tasks: list[str], seed: int
 def main(config: Config) -> None:
     """Print the figures as one JSON object."""
     model = RewardModel.from_pretrained(config.checkpoint)
-    crops = model.crops
     if isinstance(model, Ensemble):
         raise ValueError("an ensemble has no embedding of its own to probe: probe its members")
     unseen = config.stand_ins
@@ -157,7 +156,7 @@ def main(config: Config) -> None:
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
             scenes = Scenes((config.scenes,), tasks)
-            scenes.check_crop(crops)
+            scenes.check_crop(model.crops)
             images = model.with_any_views().embed(scenes.frames[:, None])[:, 0]  # [N, D]
             right = retrieval(model, scenes, images, config.candidates, config.seed)
             for what, value in sight(model, scenes, images).items():

@@ -4,7 +4,7 @@
 
 import atexit
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -37,6 +37,11 @@ WORKSPACE = {
 """The part of Meta-World's images where hands and objects are, by camera: a quarter of the image, so that a model
 sees it twice as large. It holds over 97 % of the places of hands and objects in noisy experts' rollouts of the
 training tasks (`tests/test_cameras.py`)."""
+
+
+def named_crops(crops: Mapping[str, Sequence[float]] | None) -> dict[str, Crop] | None:
+    """Crops by camera, of what JSON made of them; None for whole images."""
+    return None if crops is None else {name: Crop(*crop) for name, crop in crops.items()}
 
 
 def cut(frames: Any, crops: Sequence[Crop]) -> Any:

@@ -118,7 +118,7 @@ class Ensemble(RewardModel):
         return torch.cat([member._embed_frames(frames, batch_size) for member in self.members], dim=-1)
 
     def _start_width(self, width: int) -> int:
-        return sum(member._start_width(each) for member, each in zip(self.members, self._widths, strict=True))
+        return sum(self._start_widths)
 
     def _compare(
         self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
@@ -126,12 +126,9 @@ class Ensemble(RewardModel):
         own = images.split(self._widths, dim=-1)
         began: Sequence[torch.Tensor | None] = [None] * len(self.members)
         if starts is not None:
-            widths = [
-                member._start_width(width) for member, width in zip(self.members, self._widths, strict=True)
-            ]
             began = [
                 start if member.start_weight else None
-                for member, start in zip(self.members, starts.split(widths, dim=-1), strict=True)
+                for member, start in zip(self.members, starts.split(self._start_widths, dim=-1), strict=True)
             ]
         return torch.stack(
             [
@@ -143,6 +140,10 @@ class Ensemble(RewardModel):
     @property
     def _widths(self) -> list[int]:
         return [member.encoder.embedding_dim for member in self.members]
+
+    @property
+    def _start_widths(self) -> list[int]:
+        return [member._start_width(width) for member, width in zip(self.members, self._widths, strict=True)]
 
     def _write(self, folder: Path, final: Path) -> None:
         if len(self.names) != len(self.members):

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from vlm_reward._card import chosen, model_card
-from vlm_reward.cameras import CameraSpec, Crop, cut
+from vlm_reward.cameras import CameraSpec, Crop, cut, named_crops
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
     DualEncoder,
@@ -100,7 +100,7 @@ class RewardModel:
         self.start_weight = start_weight
         self.approach_weight = approach_weight
         self.judge = judge
-        self.crops = None if crops is None else {name: Crop(*crop) for name, crop in crops.items()}
+        self.crops = named_crops(crops)
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.dtype = dtype or auto_dtype(encoder.device)
         self._texts: dict[str, torch.Tensor] = {}
@@ -601,9 +601,9 @@ def _read_metadata(
         facts = json.loads(path.read_text())
         version = facts["format_version"]
         spec = CameraSpec.from_dict(facts["camera_spec"]) if facts.get("camera_spec") else None
-        crops = facts.get("crops") and {name: Crop(*crop) for name, crop in facts["crops"].items()}
+        crops = named_crops(facts.get("crops"))
         weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
     if version not in range(FORMAT_VERSION, ENSEMBLE_VERSION + 1):
         raise ValueError(
