@@ -7,12 +7,13 @@ here says or paraphrases what a held-out task asks for. That the drawer *is open
 task drawer-close.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from training.language import ways_to_ask, ways_to_handle, ways_to_name_it
+from training.language import OUTCOMES, ways_to_ask, ways_to_handle, ways_to_name_it
 from vlm_reward.tasks import instruction, train_tasks
 
 
@@ -37,6 +38,26 @@ class Words:
     goal: str = ""
     joint: tuple[str, float, float] | None = None
     colour: str = ""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One of several things of a scene that belongs to no task (`training.worlds`).
+
+    Args:
+        noun: what it is called.
+        colour: a name of PALETTE, or "" where it has none.
+        kind: of `training.language.OUTCOMES`, which says its states; "" where it has none.
+    """
+
+    noun: str
+    colour: str = ""
+    kind: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What sentences call it."""
+        return (self.noun, f"{self.colour} {self.noun}") if self.colour else (self.noun,)
 
 
 _LOCKED = (
@@ -152,7 +173,7 @@ WORDS: dict[str, Words] = {
         "the box",
     ),
     "coffee-button-v3": Words(
-        ("coffee machine button", "button on the coffee machine", "button"),
+        ("coffee machine button", "button on the coffee machine"),
         "coffee_machine",
         (
             "coffee button=out",
@@ -387,6 +408,11 @@ def sentences(fact: str) -> tuple[str, ...]:
             return ways_to_handle(tuple(rest.split("/")))
         named = {part for words in WORDS.values() for noun in words.noun for part in noun.split()}
         return ways_to_name_it((*named, *_HELD_OUT_NOUNS))
+    if kind in ("thing", "want"):
+        outcome, holds, noun = rest.split("|")
+        if kind == "want":
+            return ways_to_ask(outcome, holds == "0", (noun,))
+        return tuple(said.format(f"the {noun}") for said in OUTCOMES[outcome][1 if holds == "1" else 3])
     if kind == "half":
         return tuple(
             f"the {noun} is {how}"
@@ -456,8 +482,12 @@ def _state_sentences() -> dict[str, tuple[str, ...]]:
     return {key: tuple(said) for key, said in table.items()}
 
 
-def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
-    """Sentences that are more or less true, in groups: (fact, a number of the state vector, +1 or -1) each.
+Ranking = tuple[str, str, int]
+"""A fact, the number of the state vector that says how true it is, +1 where it grows, -1 where it falls."""
+
+
+def rankings(task: str) -> tuple[tuple[Ranking, ...], ...]:
+    """Sentences that are more or less true, in groups.
 
     First the fact `instruction:<task>`, the task's own sentence, which the simulator's reward orders; then
     the hand's way to the object; then instructions to do something with it, or with what nobody here has a
@@ -485,6 +515,64 @@ def rankings(task: str) -> tuple[tuple[tuple[str, str, int], ...], ...]:
         if (key := fact.removeprefix("state:")) in ASKS
     )
     return tuple(group for group in (own, hand, do, states, asks) if group)
+
+
+def rankings_of(thing: Thing) -> tuple[tuple[Ranking, ...], ...]:
+    """The same of one of several things: the way to it, doing something with it, its states, asking for them.
+
+    Of a thing of which nobody may ask for the one state, for a held-out task does, nobody asks for the other:
+    a model would learn that whoever speaks of doors wants them closed.
+    """
+    names = thing.names
+    hand = [
+        (f"hand:{how} {n}", "hand_object", sign) for n in names for how, sign in (("near", -1), ("far", 1))
+    ]
+    do = [(f"do:{n}", "hand_object", -1) for n in names]
+    groups: list[list[Ranking]] = [hand, do]
+    if thing.kind:
+        both = [(f"{thing.kind}|{holds}|{n}", sign) for n in names for holds, sign in ((1, 1), (0, -1))]
+        groups.append([(f"thing:{rest}", "fraction", sign) for rest, sign in both])
+        if all(sentences(f"want:{rest}") for rest, _ in both):
+            groups.append([(f"want:{rest}", "asked fraction", sign) for rest, sign in both])
+    return tuple(tuple(group) for group in groups)
+
+
+def facts_of_things(
+    things: Sequence[Thing], distances: np.ndarray, fractions: np.ndarray, generator: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """`facts` of a scene of several things.
+
+    Args:
+        things: T of them.
+        distances: of each from the hand, metres [T].
+        fractions: how far the first outcome of its kind holds, [T] in [0, 1], NaN where it has none.
+        generator: draws which absent nouns and colours are listed as false.
+    """
+    nouns = [thing.noun for thing in things]
+    others = [n for n in _nouns() if not any(n in noun or noun in n for noun in nouns)]
+    true = [f"scene:{noun}" for noun in nouns]
+    false = [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
+    for thing, distance, fraction in zip(things, distances, fractions, strict=True):
+        if thing.colour:
+            true.append(f"colour:{thing.colour} {thing.noun}")
+            other = [c for c in PALETTE if c != thing.colour]
+            false += [f"colour:{c} {thing.noun}" for c in generator.choice(other, 2, replace=False)]
+        for name in thing.names:
+            (true if distance < 0.05 else false).append(f"hand:touching {name}")
+            if distance < 0.1 or distance > 0.2:
+                near, far = f"hand:near {name}", f"hand:far {name}"
+                true.append(near if distance < 0.1 else far)
+                false.append(far if distance < 0.1 else near)
+            yes, no = (f"thing:{thing.kind}|{holds}|{name}" for holds in (1, 0))
+            if fraction > 0.85:
+                true.append(yes)
+                false.append(no)
+            elif fraction < 0.15:
+                true.append(no)
+                false.append(yes)
+            elif 0.3 < fraction < 0.7:
+                false += [yes, no]
+    return true, false
 
 
 def _has_place(task: str) -> bool:

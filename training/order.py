@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.captions import WORDS, rankings, sentences
+from training.captions import WORDS, Ranking, Thing, rankings, rankings_of, sentences
 from training.language import is_held_out
 from training.scenes import STATE
 from vlm_reward.cameras import WORKSPACE, Crop
@@ -24,15 +24,24 @@ from vlm_reward.recording import EpisodeInfo
 GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
 GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
 """Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
+WORLD = "world-"
+"""How the names of scenes begin that belong to no task."""
+WORLDS_SHARE = 0.5
+"""Of the groups of images, those of scenes that belong to no task, where there are any."""
 REWARD_GAP = 0.1
 """The same of a rollout's reward, which is not scaled."""
 
 
 def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
-    """The files of `training.scenes` that show these tasks; FileNotFoundError when one has none."""
+    """The files of `training.scenes` that show these tasks, and all of `training.worlds`.
+
+    Raises:
+        FileNotFoundError: a task has none.
+    """
     shards = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
-    files = [file for file in shards if file.stem.partition("-")[2] in tasks]
-    if missing := set(tasks) - {file.stem.partition("-")[2] for file in files}:
+    shown = {file: file.stem.partition("-")[2] for file in shards}
+    files = [file for file, of in shown.items() if of in tasks or of.startswith(WORLD)]
+    if missing := set(tasks) - set(shown.values()):
         where = ", ".join(map(str, folders))
         raise FileNotFoundError(
             f"{where} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
@@ -45,12 +54,16 @@ class Scenes:
 
     `crops` are those of the images, by camera, or None; `known[i, f]` is +1 where fact f holds in image i,
     -1 where it does not, 0 where nobody can tell; `partner[i]` is the image of the same moment and view with the
-    state elsewhere, -1 where there is none; `rows` are those of each task, `of_view` the same by camera.
+    state elsewhere, -1 where there is none; `rows` are those of each task, `of_view` the same by camera. Behind
+    the tasks come the worlds of `training.worlds`, as tasks of their own that have several things: `things_of` has
+    their names, `things[i, t]` is the state vector of image i with thing t as the object.
     """
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
         files = shards_of(folders, tasks)
-        self.tasks = tuple(tasks)
+        names = [*tasks]
+        self.things_of: dict[str, tuple[Thing, ...]] = {}
+        things: list[np.ndarray] = []
         cropped = set[bool]()
         index: dict[str, int] = {}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "view")}
@@ -71,19 +84,35 @@ class Scenes:
                 partners.append(np.where(partner < 0, -1, partner + first))
                 rows.append((len(true), true, false))
                 seen = set(np.unique(true)) | set(np.unique(false)) - {-1}
-                task_facts.setdefault(header["task"], set()).update(int(f) for f in seen if f >= 0)
-                tasks_of.append(np.full(len(true), tasks.index(header["task"])))
+                if "things" in header:
+                    name = f"{header['task']}-of-{header['seed'][0]}"
+                    names.append(name)
+                    self.things_of[name] = tuple(Thing(**thing) for thing in header["things"])
+                    things.append(shard["things"])
+                else:
+                    name = header["task"]
+                    things.append(shard["state"][:, None])
+                task_facts.setdefault(name, set()).update(int(f) for f in seen if f >= 0)
+                tasks_of.append(np.full(len(true), names.index(name)))
         if len(cropped) > 1:
             raise ValueError(
                 f"some scenes in {', '.join(map(str, folders))} show whole images, some parts of them"
             )
         self.crops = WORKSPACE if cropped == {True} else None
+        self.tasks = tuple(names)
         self.facts = list(index)
         self.task = np.concatenate(tasks_of)
         self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
+        most = max(each.shape[1] for each in things)
+        self.things = np.concatenate(
+            [
+                np.pad(each, ((0, 0), (0, most - each.shape[1]), (0, 0)), constant_values=np.nan)
+                for each in things
+            ]
+        )
         self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
-        for t, task in enumerate(tasks):  # what is said of other scenes only is false here
+        for t, task in enumerate(names):  # what is said of other scenes only is false here
             columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
             self.known[np.ix_(self.task == t, columns)] = 0
         start = 0
@@ -94,9 +123,9 @@ class Scenes:
             start += count
 
         view = np.concatenate(parts["view"])
-        self.rows = [np.flatnonzero(self.task == t) for t in range(len(tasks))]
+        self.rows = [np.flatnonzero(self.task == t) for t in range(len(names))]
         self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
-        self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(tasks))}
+        self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(names))}
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -110,6 +139,15 @@ class Scenes:
                 "render them again with python -m training.scenes"
             )
 
+    def rankings(self) -> list[list[tuple[int, tuple[Ranking, ...]]]]:
+        """Of each task, sentences that order its images, in groups, each with the number of its thing."""
+        return [
+            [(0, kind) for kind in rankings(task)]
+            if task not in self.things_of
+            else [(t, kind) for t, thing in enumerate(self.things_of[task]) for kind in rankings_of(thing)]
+            for task in self.tasks
+        ]
+
     def own_false(self, row: int) -> np.ndarray:
         """Facts that hold in other images of the same task, but not in this one."""
         return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
@@ -118,7 +156,7 @@ class Scenes:
 def split_sentences(fact: str) -> tuple[list[str], list[str]]:
     """The paraphrases of a fact to train on, and those kept for tests (each fifth)."""
     said = list(sentences(fact))
-    if fact.startswith("state:"):
+    if fact.startswith(("state:", "thing:")):
         return said, []  # few and wanted
     return [s for i, s in enumerate(said) if i % 5 != 4], [s for i, s in enumerate(said) if i % 5 == 4]
 
@@ -171,24 +209,36 @@ class Orders:
 
     def __init__(self, scenes: Scenes, unasked: Sequence[str] = (), contrast: bool = False) -> None:
         self.scenes, self.contrast = scenes, contrast
-        kinds = [rankings(task) for task in scenes.tasks]
-        facts = [*scenes.facts, *(fact for each in kinds for kind in each for fact, *_ in kind)]
+        kinds = scenes.rankings()
+        facts = [*scenes.facts, *(fact for each in kinds for _, kind in each for fact, *_ in kind)]
         self.said = {fact: split_sentences(fact)[0] for fact in dict.fromkeys(facts)}
-        goals = {WORDS[task].end[0] for task in unasked} - {WORDS[task].end[0] for task in scenes.tasks}
+        asked = {WORDS[task].end[0] for task in scenes.tasks if task in WORDS}
+        goals = {WORDS[task].end[0] for task in unasked} - asked
         for goal in goals:
             if f"state:{goal}" in self.said:
                 stated = [s for s in self.said[f"state:{goal}"] if s.startswith(("the ", "a ", "an "))]
                 self.said[f"state:{goal}"] = stated
                 self.said.pop(f"ask:{goal}", None)
         self.kinds = [
-            tuple(kept for kind in each if (kept := tuple(one for one in kind if one[0] in self.said)))
+            tuple(
+                (thing, kept)
+                for thing, kind in each
+                if (kept := tuple(one for one in kind if one[0] in self.said))
+            )
             for each in kinds
         ]
+        worlds = np.array([task in scenes.things_of for task in scenes.tasks])
+        self._often = None
+        if worlds.any():
+            share = np.where(
+                worlds, WORLDS_SHARE / worlds.sum(), (1 - WORLDS_SHARE) / max((~worlds).sum(), 1)
+            )
+            self._often = share / share.sum()
         if held := [s for each in self.said.values() for s in each if is_held_out(s)]:
             raise ValueError(f"training text says what a held-out task asks for: {held}")
 
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
-        """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group.
+        """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group and thing.
 
         All images of a group are of one view.
         Half of a group are partners of the other half, where there are any. Statements of a state then order
@@ -199,7 +249,7 @@ class Orders:
         def said(fact: str) -> str:
             return str(choose(self.said[fact]))
 
-        tasks = choose(len(rows_of), groups, replace=groups > len(rows_of))
+        tasks = choose(len(rows_of), groups, replace=groups > len(rows_of), p=self._often)
         seen = [rows_of[task][rng.integers(len(rows_of[task]))] for task in tasks]
         rows = [choose(each, size, replace=size > len(each)) for each in seen]
         for each in rows:
@@ -208,11 +258,11 @@ class Orders:
         apart = [_state_apart(self.scenes.partner[each], each) for each in rows]
         ranked = []
         for group, task in enumerate(tasks):
-            for kind in self.kinds[task]:
-                state = self.scenes.state[rows[group]]
+            for thing, kind in self.kinds[task]:
+                state = self.scenes.things[rows[group], thing]
                 fact, name, sign = kind[rng.integers(len(kind))]
                 values = measured(state, name, sign)
-                stated = fact.startswith(("state:", "object:")) and apart[group].any()
+                stated = fact.startswith(("state:", "object:", "thing:")) and apart[group].any()
                 pairs = apart[group] if stated else None
                 ranked.append(Ranked(group, said(fact), values, GAPS[name], pairs))
                 contrary = [one for one in kind if one[2] == -sign]

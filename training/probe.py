@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from training.captions import rankings, sentences
+from training.captions import sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.order import GAPS, Scenes, split_sentences
 from training.scenes import STATE
@@ -80,16 +80,16 @@ def sight(model: RewardModel, scenes: Scenes, images: np.ndarray) -> dict[str, f
         `near`: "the gripper is near the door", by the distance; `state`: "the door is closed", by how far it is.
         Per cent; pairs that differ by less than `training.order.GAPS` are left out.
     """
-    kinds = {"hand:": "near", "state:": "state"}
+    kinds = {"hand:": "near", "state:": "state", "thing:": "state"}
     found: dict[str, list[float]] = {kind: [] for kind in kinds.values()}
-    for task, views in zip(scenes.tasks, scenes.of_view, strict=True):
-        for (fact, name, sign), *_ in rankings(task):
+    for ranked, views in zip(scenes.rankings(), scenes.of_view, strict=True):
+        for thing, ((fact, name, sign), *_) in ranked:
             kind = next((kinds[start] for start in kinds if fact.startswith(start)), None)
             if kind is None:
                 continue
             text = model.embed_text(list(sentences(fact))).mean(0)
             for rows in views:
-                values, scores = sign * scenes.state[rows, STATE.index(name)], images[rows] @ text
+                values, scores = sign * scenes.things[rows, thing, STATE.index(name)], images[rows] @ text
                 better = values[:, None] - values > GAPS[name]
                 if better.any():
                     found[kind].append(float((scores[:, None] > scores)[better].mean()))

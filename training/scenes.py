@@ -24,7 +24,7 @@ goal, too: a demonstration ends with the hand where the goal is marked, and who 
 import json
 import os
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +73,7 @@ _DTYPES: dict[str, type] = {
     "view": np.int8,
     "episode": np.int32,
     "partner": np.int32,
+    "things": np.float32,
 }
 
 
@@ -109,7 +110,10 @@ class Config:
 
 
 class Variation:
-    """Draws colours, lights and cameras of a model anew; `apply` starts from the model's own each time."""
+    """Draws colours, lights and cameras of a model anew; `apply` starts from the model's own each time.
+
+    `body`: the object, which may get another colour.
+    """
 
     _FIELDS = (
         "cam_pos",
@@ -122,12 +126,12 @@ class Variation:
         "mat_rgba",
     )
 
-    def __init__(self, model: mujoco.MjModel, body: str) -> None:
+    def __init__(self, model: mujoco.MjModel, body: str | None = None) -> None:
         self.model = model
         self._own = {name: getattr(model, name).copy() for name in self._FIELDS}
         head = model.vis.headlight
         self._head = {name: getattr(head, name).copy() for name in ("ambient", "diffuse")}
-        root = model.body(body).id
+        root = model.body(body).id if body else -1
         inside = [b for b in range(model.nbody) if _is_under(model, b, root)]
         self._object = np.flatnonzero(np.isin(model.geom_bodyid, inside) & (model.geom_rgba[:, 3] > 0.1))
 
@@ -279,17 +283,17 @@ def _put_elsewhere(env: MetaWorldTask, task: str, rng: np.random.Generator) -> N
     env.forward()
 
 
-def _depth(data: mujoco.MjData) -> float:
+def depth(data: mujoco.MjData) -> float:
     """How deep things are in each other at most, metres."""
     return max((-data.contact[i].dist for i in range(data.ncon)), default=0.0)
 
 
 def _moved(env: MetaWorldTask, task: str, rng: np.random.Generator, tries: int = 6) -> bool:
     """Put the mechanism or the object elsewhere, where the hand leaves room for it. Returns whether it moved."""
-    moment, depth = env.snapshot(), _depth(env.data) + 0.005
+    moment, deep = env.snapshot(), depth(env.data) + 0.005
     for _ in range(tries):
         _put_elsewhere(env, task, rng)
-        if _depth(env.data) <= depth and np.abs(env.snapshot() - moment).max() > 1e-3:
+        if depth(env.data) <= deep and np.abs(env.snapshot() - moment).max() > 1e-3:
             return True
         env.restore(moment)
     return False
@@ -353,7 +357,7 @@ def make_shard(
     steps = SIMULATED_STEPS if acted is None else acted.shape[1]
     variation = Variation(env.model, words.body)
     spec = CameraSpec()
-    out: dict[str, list] = {key: [] for key in (*_DTYPES, "true", "false")}
+    out: dict[str, list] = defaultdict(list)
     address = _mechanism(env.model, words.joint[0]) if words.joint else None
 
     def show(episode: int, views: np.ndarray, known: tuple[np.ndarray, list[str], list[str]]) -> None:
@@ -404,9 +408,12 @@ def make_shard(
                     out["partner"][-2 * VIEWS :] = np.roll(both, VIEWS).tolist()
                     env.restore(moment)
     env.close()
-    return {
-        key: np.stack(value).astype(_DTYPES[key]) if key in _DTYPES else value for key, value in out.items()
-    }
+    return packed(out)
+
+
+def packed(rows: dict[str, list]) -> dict[str, Any]:
+    """Rows of a shard by key as arrays; facts stay lists."""
+    return {key: np.stack(rows[key]).astype(_DTYPES[key]) if key in _DTYPES else rows[key] for key in rows}
 
 
 def _known(
@@ -465,6 +472,12 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
     path, task, seed, actions, config = job
     size, how = config.size, (config.apart, config.visits, config.plain, config.crop, config.goals)
     shard = make_shard(task, size, config.episodes, seed, actions, *how)
+    header = {"task": task, "seed": seed, "size": size, "crop": config.crop}
+    write_shard(path, header, shard)
+
+
+def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> None:
+    """Write what `make_shard` returned; the header gets the table of its facts."""
     vocabulary = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     index = {fact: i for i, fact in enumerate(vocabulary)}
     for key in ("true", "false"):
@@ -472,8 +485,7 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
         ids = [[index[fact] for fact in row] + [-1] * (width - len(row)) for row in shard[key]]
         shard[key] = np.array(ids, np.int16)
     fresh = path.with_suffix(".partial.npz")
-    header = json.dumps({"task": task, "facts": vocabulary, "seed": seed, "size": size, "crop": config.crop})
-    np.savez(fresh, header=np.array(header), **shard)
+    np.savez(fresh, header=np.array(json.dumps(header | {"facts": vocabulary})), **shard)
     os.replace(fresh, path)
 
 

@@ -1,0 +1,219 @@
+# mujoco ships no type stubs
+# pyright: reportAttributeAccessIssue=false
+"""Scenes that no task has: things that move as their kind says, and sentences that know which is which."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training import order, worlds
+from training.captions import Thing, facts_of_things, rankings_of, sentences
+from training.language import is_held_out
+from training.scenes import STATE, make_shard, write_shard
+from vlm_reward.cameras import WORKSPACE
+
+FRACTION, NEAR = STATE.index("fraction"), STATE.index("hand_object")
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = worlds.World(np.random.default_rng(3))
+    world.begin()
+    return world
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Two worlds and a training task as shards."""
+    folder = tmp_path_factory.mktemp("worlds")
+    worlds.main(worlds.Config(folder, size=28, worlds=2, episodes=1, workers=1))
+    header = {"task": "window-open-v3", "seed": (0,), "size": 28, "crop": True}
+    write_shard(
+        folder / "000-window-open-v3.npz", header, make_shard("window-open-v3", 28, 1, (0,), crop=True)
+    )
+    return folder
+
+
+def _alone(family, seed: int) -> worlds.World:
+    """A world whose first thing is of a family."""
+    rng = np.random.default_rng(seed)
+    number = worlds.FAMILIES.index(family)
+    while True:
+        state = rng.bit_generator.state
+        chosen = rng.choice(len(worlds.FAMILIES), int(rng.integers(2, worlds.THINGS)), replace=False)
+        if chosen[0] == number:
+            rng.bit_generator.state = state
+            return worlds.World(rng)
+
+
+@pytest.mark.parametrize("family", worlds.FAMILIES, ids=lambda family: family.__name__)
+def test_things_move_as_far_as_their_state_says(family):
+    for seed in range(3):
+        world = _alone(family, seed)
+        world.set_places()
+        thing = world.things[0]
+        if not thing.kind:
+            assert np.isnan(world.fractions()[0])
+            continue
+        joint = world.model.joint("joint0")
+        low, high = sorted((0.0, world._built[0].travel))
+        np.testing.assert_allclose(joint.range, [low, high])
+        parts = []
+        for fraction in (0.0, 0.5, 1.0):
+            world.data.qpos[int(joint.qposadr[0])] = fraction * world._built[0].travel
+            worlds.mujoco.mj_forward(world.model, world.data)
+            assert world.fractions()[0] == pytest.approx(fraction)
+            parts.append(world.parts()[0])
+        moved = np.linalg.norm(parts[2] - parts[0])
+        assert moved > 0.01  # seen in the image: where a hand takes it is elsewhere
+        if joint.type[0] == worlds._SLIDE:
+            assert moved == pytest.approx(world._built[0].travel)
+        if thing.kind == "up":
+            assert parts[2][2] > parts[0][2] or parts[2][2] == pytest.approx(parts[0][2])
+
+
+def test_a_drawer_comes_out_to_the_front_and_a_lid_goes_up():
+    for family, axis, way in ((worlds._drawer, 1, -1), (worlds._lidded, 2, 1)):
+        world = _alone(family, 0)
+        world.model.body_quat[world.model.body("thing0").id] = (1, 0, 0, 0)
+        address = int(world.model.joint("joint0").qposadr[0])
+        ends = []
+        for fraction in (0.0, 0.5):
+            world.data.qpos[address] = fraction * world._built[0].travel
+            worlds.mujoco.mj_forward(world.model, world.data)
+            ends.append(world.parts()[0][axis])
+        assert way * (ends[1] - ends[0]) > 0.02
+
+
+def test_worlds_name_things_apart_and_stand_apart():
+    for seed in range(8):
+        world = worlds.World(np.random.default_rng(seed))
+        assert 3 <= len(world.things) <= worlds.THINGS
+        assert world.things[-1].noun == "goal"
+        assert len({thing.noun for thing in world.things}) == len(world.things)
+        bodies = [world.model.body(f"thing{number}").id for number in range(len(world.things) - 1)]
+        world.set_places()
+        places = world.model.body_pos[bodies]
+        assert (places[:, :2] >= (-0.32, 0.52)).all()
+        assert (places[:, :2] <= (0.32, 0.88)).all()
+
+
+def test_the_hand_goes_where_it_is_sent(world):
+    target = np.array((0.1, 0.6, 0.35))  # above all things
+    for _ in range(60):
+        world.move(target - world.hand(), -1.0)
+    np.testing.assert_allclose(world.hand(), target, atol=0.02)
+
+
+def test_a_moment_is_shown_again_and_elsewhere_moves_things_but_not_the_hand(world):
+    moment, before, hand = world.moment(), world.states(), world.hand()
+    assert world.elsewhere()
+    np.testing.assert_allclose(world.hand(), hand, atol=1e-9)
+    assert np.nanmax(np.abs(world.states() - before)) > 0.1
+    world.again(moment)
+    np.testing.assert_array_equal(world.states(), before)
+
+
+def test_state_vectors_have_each_thing_as_the_object(world):
+    states, parts, hand = world.states(), world.parts(), world.hand()
+    np.testing.assert_allclose(states[:, NEAR] / 5, np.linalg.norm(parts - hand, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(states[:, FRACTION], world.fractions(), rtol=1e-5)
+    assert np.isnan(states[:, STATE.index("reward")]).all()
+
+
+def test_a_world_is_complete_and_repeatable():
+    things, shard = worlds.make_world(28, 1, (0, 5))
+    again, same = worlds.make_world(28, 1, (0, 5))
+    assert things == again
+    np.testing.assert_array_equal(shard["frames"], same["frames"])
+    count = len(shard["frames"])
+    assert 24 <= count <= 48
+    assert shard["frames"].shape[1:] == (28, 28, 3)
+    assert shard["things"].shape == (count, worlds.THINGS, len(STATE))
+    assert np.isnan(shard["things"][:, len(things) :]).all()
+    assert np.isfinite(shard["things"][:, : len(things), NEAR]).all()
+    assert np.isnan(shard["state"][:, NEAR]).all()
+    assert np.isfinite(shard["state"][:, 0]).all()
+    partner = shard["partner"]
+    first = np.flatnonzero(partner > np.arange(count))
+    np.testing.assert_array_equal(partner[partner[first]], first)
+    np.testing.assert_allclose(shard["state"][first, :3], shard["state"][partner[first], :3], atol=1e-5)
+    assert len(shard["true"]) == len(shard["false"]) == count
+
+
+def test_what_is_said_of_things_by_hand():
+    things = (Thing("chest", "red", "open"), Thing("ball"))
+    rng = np.random.default_rng(0)
+    true, false = facts_of_things(things, np.array((0.04, 0.15)), np.array((0.9, np.nan)), rng)
+    assert {"scene:chest", "scene:ball", "colour:red chest"} <= set(true)
+    assert {"hand:touching chest", "hand:near red chest", "thing:open|1|red chest"} <= set(true)
+    assert {"thing:open|0|chest", "hand:far chest", "hand:touching ball"} <= set(false)
+    assert not any(fact.startswith(("hand:near ball", "hand:far ball")) for fact in true + false)
+    assert sentences("thing:open|0|chest") == ("the chest is closed", "the chest is shut")
+    assert sentences("want:open|1|red chest")[0] == "open the red chest"
+    assert "shut the red chest" in sentences("want:open|0|red chest")
+
+
+def test_rankings_of_a_thing_by_hand():
+    hand, do, states, asks = rankings_of(Thing("chest", "red", "open"))
+    assert hand[0] == ("hand:near chest", "hand_object", -1)
+    assert do[1] == ("do:red chest", "hand_object", -1)
+    assert states[2] == ("thing:open|1|red chest", "fraction", 1)
+    assert ("want:open|0|chest", "asked fraction", -1) in asks
+    for one in (Thing("drawer", "", "open"), Thing("door", "blue", "open"), Thing("button", "", "press")):
+        assert (
+            len(rankings_of(one)) == 3
+        )  # a held-out task asks for the one state, so nobody asks for the other
+    assert len(rankings_of(Thing("goal"))) == 2
+
+
+def test_no_sentence_about_things_says_what_a_held_out_task_asks_for():
+    named = {}
+    for family in worlds.FAMILIES:
+        for seed in range(12):
+            thing = _alone(family, seed).things[0]
+            named[thing.noun] = thing
+    assert {"button", "drawer", "door"} <= set(named)
+    assert len(named) > 20
+    for thing in named.values():
+        for group in rankings_of(Thing(thing.noun, "green", thing.kind)):
+            for fact, *_ in group:
+                assert not any(is_held_out(said) for said in sentences(fact)), fact
+
+
+def test_scenes_read_worlds_beside_tasks(written):
+    data = order.Scenes([written], ["window-open-v3"])
+    assert data.tasks == ("window-open-v3", "world-000-of-0", "world-001-of-0")
+    assert data.crops == WORKSPACE
+    assert len(data.things_of) == 2
+    own = data.rows[0]
+    np.testing.assert_array_equal(data.things[own, 0], data.state[own])
+    assert np.isnan(data.things[own, 1:]).all()
+    with np.load(written / "000-world-001.npz") as shard:
+        header = json.loads(str(shard["header"]))
+        np.testing.assert_array_equal(data.things[data.rows[2]], shard["things"])
+    assert [Thing(**one) for one in header["things"]] == list(data.things_of["world-001-of-0"])
+
+    orders = order.Orders(data)
+    groups, ranked = 60, []
+    for seed in range(groups):
+        rows, drawn = orders.draw(1, 8, np.random.default_rng(seed))
+        world = data.tasks[data.task[rows[0]]]
+        ranked.append(world in data.things_of)
+        assert (data.task[rows] == data.task[rows[0]]).all()
+        if not ranked[-1]:
+            assert len(drawn) == 5
+            continue
+        things = data.things_of[world]
+        assert len(drawn) == sum(len(rankings_of(thing)) for thing in things)
+        for one in drawn:
+            (number,) = (t for t, thing in enumerate(things) if thing.noun in one.sentence)
+            if " far from " in one.sentence:
+                np.testing.assert_array_equal(one.values, data.things[rows, number, NEAR])
+    assert 0.3 < np.mean(ranked) < 0.7  # half of the groups, whatever the number of worlds
+
+
+def test_shares_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="--plain is a share of the episodes, from 0 to 1, got 2"):
+        worlds.main(worlds.Config(tmp_path, plain=2.0))
