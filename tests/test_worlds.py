@@ -27,7 +27,7 @@ def world():
 def written(tmp_path_factory):
     """Two worlds and a training task as shards."""
     folder = tmp_path_factory.mktemp("worlds")
-    worlds.main(worlds.Config(folder, size=28, worlds=2, episodes=1, workers=1))
+    worlds.main(worlds.Config(folder, size=28, worlds=2, episodes=1, crop=True, workers=1))
     header = {"task": "window-open-v3", "seed": (0,), "size": 28, "crop": True}
     write_shard(
         folder / "000-window-open-v3.npz", header, make_shard("window-open-v3", 28, 1, (0,), crop=True)

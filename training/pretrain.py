@@ -60,7 +60,7 @@ class Config:
     """Pretrain the embedded backbone."""
 
     scenes: tuple[Path, ...] = (Path("out/scenes"),)
-    """Folders of shards of `python -m training.scenes`."""
+    """Folders of shards of `python -m training.scenes`, and of `python -m training.worlds`."""
     output: Path = Path("out/backbone")
     """Folder of the backbone; copy it to checkpoints/siglip2-tiny to give it that name."""
     overwrite: bool = False

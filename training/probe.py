@@ -11,7 +11,11 @@ chance is 50 %. Demonstrations: multi-view VOC under a task's own sentence and u
 often the right sentence of ten scores highest at the end; chance is 10 %. Sight, of scenes: of two images of
 one task and camera, how often the one where the hand is nearer to the object, or its state further on, scores
 higher under the sentence that says so; chance is 50 %, and with scenes of `--apart --visits 0.6` the one tells
-nothing of the other. `--checkpoint` may be an adapter.
+nothing of the other; with `--worlds` also of things that it never saw, several in each image. `--checkpoint` may
+be an adapter.
+
+    python -m training.worlds --output out/probe-worlds --worlds 24 --episodes 3 --seed 1 --plain 0.7 --crop
+    python -m training.probe --checkpoint siglip2-tiny-worlds --worlds out/probe-worlds
 """
 
 import json
@@ -44,6 +48,8 @@ class Config:
     """Tasks to report apart; those left out of pretraining when not given."""
     scenes: Path | None = None
     """Shards rendered with another seed than the training ones, for the retrieval and the sight."""
+    worlds: Path | None = None
+    """The same of training.worlds: what it sees of things that it has not seen."""
     candidates: int = 10
     """Captions an image is compared with."""
     pairs: int = 2000
@@ -163,6 +169,12 @@ def main(config: Config) -> None:
                 figures[f"sight: {what}, {name}, %"] = round(value, 1)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)
+    if config.worlds is not None:
+        worlds = Scenes((config.worlds,), [])
+        worlds.check_crop(model.crops)
+        images = model.with_any_views().embed(worlds.frames[:, None])[:, 0]
+        for what, value in sight(model, worlds, images).items():
+            figures[f"sight: {what}, worlds, %"] = round(value, 1)
     figures["lessons, untaught things, %"] = round(100 * lesson_accuracy(model, 1000, config.seed), 1)
     figures["chance, %"] = 100 / config.candidates
     figures["similarity to the teacher's, spearman"] = round(language(model, config.pairs, config.seed), 3)

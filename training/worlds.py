@@ -2,7 +2,7 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Scenes that no task has: several things on Meta-World's table, built anew for each, with what is true of each.
 
-    python -m training.worlds --output out/worlds
+    python -m training.worlds --output out/worlds --crop
     python -m training.pretrain --start siglip2-tiny-zoom --scenes out/close out/worlds --group 16
 
 The training tasks show some twenty things, one at a time, so what a noun means there need not be read: it is the
@@ -62,7 +62,7 @@ class Config:
     """Episodes of each, with all things put elsewhere (48 images each)."""
     plain: float = 0.3
     """Share of the episodes that keep Meta-World's lights and cameras; of the others they are varied."""
-    crop: bool = True
+    crop: bool = False
     """Keep of each image the part where hands and objects are (vlm_reward.cameras.WORKSPACE)."""
     workers: int = 2
     """Processes."""
@@ -474,7 +474,7 @@ class World(gym.Env):
 
 
 def make_world(
-    size: int, episodes: int, seed: tuple[int, ...], plain: float = 0.3, crop: bool = True
+    size: int, episodes: int, seed: tuple[int, ...], plain: float = 0.3, crop: bool = False
 ) -> tuple[tuple[Thing, ...], dict[str, Any]]:
     """Render one world.
 
