@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from vlm_reward.envs import MetaWorldTask, behaviour, expert_policy, make_env
+from vlm_reward.envs import FINGERS, MetaWorldTask, behaviour, expert_policy, make_env
 from vlm_reward.tasks import all_tasks
 
 
@@ -195,6 +195,19 @@ def test_a_wandering_hand_begins_as_the_expert_and_goes_anywhere():
     reach = np.ptp(hands[60:], axis=0)
     assert (reach > (0.4, 0.2, 0.15)).all()  # metres, of a box of 1 x 0.6 x 0.45
     env.close()
+
+
+def test_a_hand_sent_to_the_goal_gets_there_without_the_object():
+    env = make_env("push-v3")
+    observation, _ = env.reset(seed=0)
+    act = behaviour("push-v3", "goal", np.random.default_rng(0))
+    object_was, away = observation[4:7], []
+    for step in range(100):
+        observation, *_ = env.step(act(step, observation))
+        away.append(np.linalg.norm(observation[:3] + FINGERS - observation[36:39]))
+    env.close()
+    assert np.median(away[50:]) < 0.06  # metres
+    assert np.linalg.norm(observation[4:7] - object_was) < 0.02
 
 
 def test_who_misses_moves_like_the_expert_and_leaves_the_window_as_it_was():

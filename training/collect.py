@@ -10,9 +10,10 @@
 
 Expert episodes start with the hand moved by up to 10 cm and are cut at their first success; failures are
 tried again. Sub-optimal ones are `noisy` (an expert with Gaussian action noise) and `mixed` (an expert that
-goes astray at a random step); with `--kinds`, `wander` (an expert whose hand then goes anywhere) and `miss` (an
-expert beside the object). Stop with Ctrl-C and start again: finished episodes are kept. The dataset appears
-under Minari's root (or `--data-root`) when it is whole; `minari.load_dataset(ID)` opens it.
+goes astray at a random step); with `--kinds`, `wander` (an expert whose hand then goes anywhere), `miss` (an
+expert beside the object) and `goal` (the hand goes to the mark of the goal, without the object). Stop with Ctrl-C
+and start again: finished episodes are kept. The dataset appears under Minari's root (or `--data-root`) when it is
+whole; `minari.load_dataset(ID)` opens it.
 """
 
 import json

@@ -38,7 +38,7 @@ import tyro
 from training.captions import PALETTE, WORDS, facts
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, Crop, cut
-from vlm_reward.envs import MetaWorldTask, expert_policy
+from vlm_reward.envs import FINGERS, MetaWorldTask, expert_policy
 from vlm_reward.preprocess import resize
 from vlm_reward.tasks import train_tasks
 
@@ -61,8 +61,6 @@ STATE = (
 
 POINTS = ("hand", "object", "goal")
 CENTRE = np.array((0.0, 0.65, 0.1))
-FINGERS = np.array((0.0, 0.0, -0.045))
-"""From the hand, which an observation tells of, to between its fingertips, metres."""
 SIMULATED_STEPS = 160
 RECORDED_STEPS = 12
 VIEWS = 2

@@ -17,11 +17,13 @@ from metaworld.policies import ENV_POLICY_MAP
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.tasks import check_task
 
-Kind = Literal["expert", "random", "noisy", "mixed", "wander", "miss"]
+Kind = Literal["expert", "random", "noisy", "mixed", "wander", "miss", "goal"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 WORKSPACE = ((-0.5, 0.4, 0.05), (0.5, 1.0, 0.5))
 """Corners of the box that the hand can be in, metres: Meta-World's bounds of the mocap body, of most tasks."""
+FINGERS = np.array((0.0, 0.0, -0.045))
+"""From the hand, which an observation tells of, to between its fingertips, metres."""
 MAX_EPISODE_STEPS = 500
 """Meta-World raises when stepped further."""
 
@@ -223,6 +225,8 @@ def behaviour(
     `mixed`: the expert up to a step drawn from [5, 60], then random. `wander`: the same, but then the hand goes
     to points drawn in all of its workspace, 40 steps each: where an agent that hacks a reward may end. `miss`: the
     expert that takes the object to be 8 to 15 cm beside or above where it is, and goes through the motions there.
+    `goal`: the hand goes to where the goal is marked, or up to some 5 cm beside it, and leaves the object alone:
+    demonstrations end with the hand there.
     """
     expert = expert_policy(task)
     noise = generator.uniform(0.3, 1.5)
@@ -236,6 +240,13 @@ def behaviour(
 
     def act(step: int, observation: np.ndarray) -> np.ndarray:
         nonlocal held
+        if kind == "goal":
+            if step % 20 == 0:
+                held = np.append(
+                    generator.normal(0, generator.choice([0.01, 0.03]), 3), generator.uniform(-1, 1)
+                )
+            toward = 10 * (observation[36:39] + held[:3] - FINGERS - observation[:3])
+            return np.clip(np.append(toward, held[3]), -1, 1).astype(np.float32)
         if step >= astray and kind == "wander":
             if (step - astray) % 40 == 0:
                 held = np.append(generator.uniform(*WORKSPACE), generator.uniform(-1, 1))
