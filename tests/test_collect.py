@@ -12,6 +12,7 @@ from PIL import Image
 
 from training import collect
 from training.collect import Config, Job, jobs_of
+from vlm_reward import envs, recording
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import make_env
 from vlm_reward.tasks import HELD_OUT, train_tasks
@@ -181,3 +182,7 @@ def test_an_expert_that_never_succeeds_is_an_error(tmp_path):
     job = Job("drawer-close-v3", "expert", 0, 0, 1, CameraSpec(("corner",), 32, 32), tmp_path / "part")
     with pytest.raises(RuntimeError, match="the expert of drawer-close-v3 failed 40 times in a row"):
         collect.record(job)
+
+
+def test_a_dataset_may_hold_all_that_can_be_collected():
+    assert (*envs.KINDS, "agent") == recording.KINDS

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm_reward.cameras import CameraSpec
 
-KINDS: tuple[str, ...] = ("expert", "random", "noisy", "mixed", "wander", "miss", "agent")
+KINDS: tuple[str, ...] = ("expert", "random", "noisy", "mixed", "wander", "miss", "goal", "agent")
 CHUNK = 64  # timesteps
 
 
