@@ -73,6 +73,34 @@ def test_things_move_as_far_as_their_state_says(family):
             assert parts[2][2] > parts[0][2] or parts[2][2] == pytest.approx(parts[0][2])
 
 
+@pytest.mark.parametrize("family", worlds.FAMILIES, ids=lambda family: family.__name__)
+def test_what_is_not_held_stays_as_it_is(family):
+    for seed in range(4):
+        world = _alone(family, seed)
+        world.begin()
+        for number in range(len(world.things) - 1):  # out of each other's and the hand's reach
+            world.model.body_pos[world.model.body(f"thing{number}").id] = (3 + number, 0, 0)
+        joint = int(world.model.joint("joint0").qposadr[0]) if world.things[0].kind else None
+        for fraction in (0.0, 0.5, 1.0) if joint is not None else ():
+            world.data.qpos[joint] = fraction * world._built[0].travel
+            world.data.qvel[:] = 0
+            for _ in range(30):
+                world._simulate(-1.0)
+            assert world.fractions()[0] == pytest.approx(fraction, abs=0.02)
+
+
+def test_the_mark_of_the_goal_is_anywhere_on_the_table():
+    world = worlds.World(np.random.default_rng(0))
+    marks = []
+    for _ in range(40):
+        world.set_places()
+        marks.append(world.parts()[-1])
+    low, high = np.min(marks, axis=0), np.max(marks, axis=0)
+    assert low[0] < -0.15
+    assert high[0] > 0.15
+    assert low[2] >= 0.02
+
+
 def test_a_drawer_comes_out_to_the_front_and_a_lid_goes_up():
     for family, axis, way in ((worlds._drawer, 1, -1), (worlds._lidded, 2, 1)):
         world = _alone(family, 0)
@@ -145,7 +173,11 @@ def test_a_world_is_complete_and_repeatable():
 def test_what_is_said_of_things_by_hand():
     things = (Thing("chest", "red", "open"), Thing("ball"))
     rng = np.random.default_rng(0)
-    true, false = facts_of_things(things, np.array((0.04, 0.15)), np.array((0.9, np.nan)), rng)
+    where = {"hand": np.array((0.0, 0.6, 0.1)), "opening": 1.0}
+    near, far = np.array((0.04, 0.15)), np.array((0.9, np.nan))
+    true, false = facts_of_things(things, near, far, **where, generator=rng)
+    assert {"gripper:open", "height:low over the table"} <= set(true)
+    assert {"gripper:closed", "height:high up", "half:red chest"} <= set(false)
     assert {"scene:chest", "scene:ball", "colour:red chest"} <= set(true)
     assert {"hand:touching chest", "hand:near red chest", "thing:open|1|red chest"} <= set(true)
     assert {"thing:open|0|chest", "hand:far chest", "hand:touching ball"} <= set(false)
@@ -212,6 +244,31 @@ def test_scenes_read_worlds_beside_tasks(written):
             if " far from " in one.sentence:
                 np.testing.assert_array_equal(one.values, data.things[rows, number, NEAR])
     assert 0.3 < np.mean(ranked) < 0.7  # half of the groups, whatever the number of worlds
+
+
+def test_no_sentence_is_both_true_and_false_of_an_image(written):
+    data = order.Scenes([written], ["window-open-v3"])
+    said = [set(sentences(fact)) for fact in data.facts]
+    for row in range(0, len(data), 7):
+        holds = set().union(*(said[fact] for fact in np.flatnonzero(data.known[row] > 0)))
+        fails = set().union(*(said[fact] for fact in np.flatnonzero(data.known[row] < 0)))
+        assert not holds & fails
+
+
+def test_nobody_asks_of_a_thing_for_what_a_left_out_task_wants(written):
+    data = order.Scenes([written], ["window-open-v3"])
+    data.things_of["world-000-of-0"] = (Thing("window", "red", "open"),)
+    data.tasks = ("window-close-v3", *data.tasks[1:])
+    wanted = {fact for fact in order.Orders(data).said if fact.startswith("want:open") and "window" in fact}
+    assert "want:open|1|red window" in wanted
+    kept = order.Orders(data, ("window-open-v3",)).said
+    assert not [fact for fact in kept if fact.startswith("want:open") and "window" in fact]
+
+
+def test_folders_without_scenes_say_so(tmp_path):
+    (tmp_path / "000-world-000.partial").write_bytes(b"cut")
+    with pytest.raises(FileNotFoundError, match=r"has no scenes; run python -m training.scenes"):
+        order.Scenes([tmp_path], [])
 
 
 def test_shares_are_checked(tmp_path):

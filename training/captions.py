@@ -419,7 +419,7 @@ def sentences(fact: str) -> tuple[str, ...]:
             for noun in rest.split("/")
             for how in (
                 ("half open", "ajar")
-                if noun in ("door", "drawer", "window")
+                if noun.split()[-1] in ("door", "drawer", "window")
                 else ("half way", "partly moved")
             )
         )
@@ -537,8 +537,26 @@ def rankings_of(thing: Thing) -> tuple[tuple[Ranking, ...], ...]:
     return tuple(tuple(group) for group in groups)
 
 
+def _facts_of_hand(hand: np.ndarray, opening: float) -> tuple[list[str], list[str]]:
+    """What holds and what does not of a gripper, [3] metres and 0 (closed) to 1, wherever it is."""
+    true, false = [], []
+    if opening > 0.75 or opening < 0.45:
+        (true if opening > 0.75 else false).append("gripper:open")
+        (false if opening > 0.75 else true).append("gripper:closed")
+    if hand[2] > 0.25 or hand[2] < 0.12:
+        (true if hand[2] > 0.25 else false).append("height:high up")
+        (false if hand[2] > 0.25 else true).append("height:low over the table")
+    return true, false
+
+
 def facts_of_things(
-    things: Sequence[Thing], distances: np.ndarray, fractions: np.ndarray, generator: np.random.Generator
+    things: Sequence[Thing],
+    distances: np.ndarray,
+    fractions: np.ndarray,
+    *,
+    hand: np.ndarray,
+    opening: float,
+    generator: np.random.Generator,
 ) -> tuple[list[str], list[str]]:
     """`facts` of a scene of several things.
 
@@ -546,12 +564,14 @@ def facts_of_things(
         things: T of them.
         distances: of each from the hand, metres [T].
         fractions: how far the first outcome of its kind holds, [T] in [0, 1], NaN where it has none.
+        hand: gripper position, metres [3]. opening: of the gripper, 0 (closed) to 1.
         generator: draws which absent nouns and colours are listed as false.
     """
     nouns = [thing.noun for thing in things]
     others = [n for n in _nouns() if not any(n in noun or noun in n for noun in nouns)]
-    true = [f"scene:{noun}" for noun in nouns]
-    false = [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
+    true, false = _facts_of_hand(hand, opening)
+    true += [f"scene:{noun}" for noun in nouns]
+    false += [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
     for thing, distance, fraction in zip(things, distances, fractions, strict=True):
         if thing.colour:
             true.append(f"colour:{thing.colour} {thing.noun}")
@@ -572,6 +592,10 @@ def facts_of_things(
                 false.append(yes)
             elif 0.3 < fraction < 0.7:
                 false += [yes, no]
+            if 0.3 < fraction < 0.7:
+                true.append(f"half:{name}")
+            elif fraction > 0.85 or fraction < 0.15:
+                false.append(f"half:{name}")
     return true, false
 
 
@@ -616,10 +640,8 @@ def facts(
         if other:
             (false if holds else true).append(other)
 
-    if opening > 0.75 or opening < 0.45:
-        either(opening > 0.75, "gripper:open", "gripper:closed")
-    if hand[2] > 0.25 or hand[2] < 0.12:
-        either(hand[2] > 0.25, "height:high up", "height:low over the table")
+    for known, found in zip((true, false), _facts_of_hand(hand, opening), strict=True):
+        known += found
     distance = float(np.linalg.norm(hand - position))
     either(distance < 0.05, f"hand:touching {noun}")
     if distance < 0.1 or distance > 0.2:

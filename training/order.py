@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.captions import WORDS, Ranking, Thing, rankings, rankings_of, sentences
+from training.captions import ASKS, WORDS, Ranking, Thing, rankings, rankings_of, sentences
 from training.language import is_held_out
 from training.scenes import STATE
 from vlm_reward.cameras import WORKSPACE, Crop
@@ -61,6 +61,11 @@ class Scenes:
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
         files = shards_of(folders, tasks)
+        if not files:
+            where = ", ".join(map(str, folders))
+            raise FileNotFoundError(
+                f"{where} has no scenes; run python -m training.scenes or training.worlds"
+            )
         names = [*tasks]
         self.things_of: dict[str, tuple[Thing, ...]] = {}
         things: list[np.ndarray] = []
@@ -122,10 +127,27 @@ class Scenes:
                 self.known[start + row, ids[row, column]] = value
             start += count
 
+        self._doubt_what_is_said_twice()
         view = np.concatenate(parts["view"])
         self.rows = [np.flatnonzero(self.task == t) for t in range(len(names))]
         self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(names))}
+
+    def _doubt_what_is_said_twice(self) -> None:
+        """No sentence is false of an image where another fact with the same sentence holds, or may.
+
+        "The window is open" is one of the task window-open's and one of a world's with a window.
+        """
+        facts_of: dict[str, list[int]] = {}
+        for number, fact in enumerate(self.facts):
+            for sentence in set(sentences(fact)):
+                facts_of.setdefault(sentence, []).append(number)
+        alike = {tuple(numbers) for numbers in facts_of.values() if len(numbers) > 1}
+        said = {number: self.known[:, number].copy() for numbers in alike for number in numbers}
+        for numbers in alike:
+            for number in numbers:
+                may = np.logical_or.reduce([said[other] >= 0 for other in numbers if other != number])
+                self.known[may & (said[number] < 0), number] = 0
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -219,6 +241,8 @@ class Orders:
                 stated = [s for s in self.said[f"state:{goal}"] if s.startswith(("the ", "a ", "an "))]
                 self.said[f"state:{goal}"] = stated
                 self.said.pop(f"ask:{goal}", None)
+            for fact in self._same_wishes(goal):
+                self.said.pop(fact, None)
         self.kinds = [
             tuple(
                 (thing, kept)
@@ -236,6 +260,15 @@ class Orders:
             self._often = share / share.sum()
         if held := [s for each in self.said.values() for s in each if is_held_out(s)]:
             raise ValueError(f"training text says what a held-out task asks for: {held}")
+
+    def _same_wishes(self, goal: str) -> list[str]:
+        """Facts `want:...` of things in worlds that ask for what a task's goal does, and for the contrary."""
+        outcome, _, nouns = ASKS.get(goal, ("", False, ()))
+        return [
+            fact
+            for fact in self.said
+            if fact.startswith(f"want:{outcome}|") and fact.rpartition("|")[2].split()[-1] in nouns
+        ]
 
     def draw(self, groups: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Ranked]]:
         """Rows of `groups` x `size` images, int64, and a sentence of each of `rankings` for each group and thing.

@@ -482,8 +482,9 @@ def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> No
         width = max(len(row) for row in shard[key])
         ids = [[index[fact] for fact in row] + [-1] * (width - len(row)) for row in shard[key]]
         shard[key] = np.array(ids, np.int16)
-    fresh = path.with_suffix(".partial.npz")
-    np.savez(fresh, header=np.array(json.dumps(header | {"facts": vocabulary})), **shard)
+    fresh = path.with_suffix(".partial")
+    with fresh.open("wb") as file:
+        np.savez(file, header=np.array(json.dumps(header | {"facts": vocabulary})), **shard)
     os.replace(fresh, path)
 
 

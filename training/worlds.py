@@ -89,7 +89,7 @@ class _Builder:
     """Adds the geoms, joint and part of one thing to its body; x is its width, -y its front, z up."""
 
     def __init__(self, spec: Any, number: int, rng: np.random.Generator) -> None:
-        self.rng, self.number = rng, number
+        self.spec, self.rng, self.number = spec, rng, number
         self.root = spec.worldbody.add_body(name=f"thing{number}")
         self.colour = str(rng.choice(list(PALETTE))) if rng.random() < 0.7 else ""
         self.rgba = self.paint(self.colour)
@@ -114,6 +114,9 @@ class _Builder:
     def moving(self, kind: Any, axis: tuple, place: tuple, travel: float) -> Any:
         """A body with the joint; where it is not held it stays."""
         body = self.root.add_body(name=f"moving{self.number}", pos=list(place))
+        # MuJoCo lets what hangs on the world collide with it, and a cap would be pushed out of its housing.
+        self.spec.add_exclude(bodyname1=self.root.name, bodyname2=body.name)
+        body.gravcomp = 1  # nothing falls in by its weight
         body.mass, body.inertia, body.explicitinertial = 0.3, [1e-3] * 3, True
         low, high = sorted((0.0, travel))
         body.add_joint(
@@ -222,9 +225,10 @@ def _swinging(b: _Builder) -> Built:
         b.grip(panel, np.array((-side * 1.75 * w, -t, b.between(-0.4, 0.4) * h)), b.other())
         noun = b.rng.choice(["door", "cupboard", "fridge", "safe"], p=[0.4, *[0.2] * 3])
     else:
-        panel = b.moving(_HINGE, (1, 0, 0), (0, -d - t, 0.012), min(travel, 1.5))
-        b.geom(panel, _BOX, (w, t, h), (0, 0, h), b.rgba)
-        b.grip(panel, np.array((0, -t, 1.75 * h)), b.other())
+        low = 0.05  # room for the handle where it is down
+        panel = b.moving(_HINGE, (1, 0, 0), (0, -d - t, low), min(travel, 1.5))
+        b.geom(panel, _BOX, (w, t, h - low / 2), (0, 0, h - low / 2), b.rgba)
+        b.grip(panel, np.array((0, -t, 1.75 * (h - low / 2))), b.other())
         travel, noun = min(travel, 1.5), "flap"
     return b.made(str(noun), "open", travel, max(w, d) + 0.06)
 
@@ -244,7 +248,7 @@ def _lidded(b: _Builder) -> Built:
 
 
 def _levered(b: _Builder) -> Built:
-    """A stick on a base that swings up and down, or from side to side."""
+    """A stick on a base, to the front or to the side, that swings up and down."""
     w, h, long = b.between(0.02, 0.06), b.between(0.03, 0.12), b.between(0.06, 0.14)
     b.geom(b.root, _BOX, (w, b.between(0.02, 0.06), h), (0, 0, h), b.other())
     travel, thick = b.between(0.6, 1.2), b.between(0.006, 0.012)
@@ -270,11 +274,17 @@ def _sliding(b: _Builder) -> Built:
             b.geom(b.root, _BOX, (w, 0.012, 0.006), (0, 0, z), b.other())
         for side in (-1, 1):
             b.geom(b.root, _BOX, (0.006, 0.012, h + 0.012), (side * w, 0, h + 0.012), b.other())
+        b.geom(
+            b.root, _BOX, (w / 2, 0.004, h), (w / 2, 0.008, h + 0.012), b.other()
+        )  # where it goes when open
         panel = b.moving(_SLIDE, (1, 0, 0), (-w / 2, -0.008, h + 0.012), travel)
         b.geom(panel, _BOX, (w / 2, 0.004, h), (0, 0, 0), b.rgba)
         b.grip(panel, np.array((0, 0, 0)), b.other())
         return b.made(str(b.rng.choice(["window", "gate", "curtain"])), "open", travel, w + 0.03)
     b.geom(b.root, _BOX, (w, 0.015, 0.01), (0, 0, 0.01), b.other())
+    b.geom(
+        b.root, _BOX, (0.01, 0.02, h / 3 + 0.01), (w + 0.01, 0, h / 3 + 0.01), b.other()
+    )  # where it catches
     block = b.moving(_SLIDE, (1, 0, 0), (-travel / 2, 0, 0.02 + h / 3), travel)
     b.geom(block, _BOX, (b.between(0.015, 0.03), 0.015, h / 3), (0, 0, 0), b.rgba)
     b.part(block, (0, 0, h / 3))
@@ -286,13 +296,14 @@ def _turning(b: _Builder) -> Built:
     radius, half = b.between(0.025, 0.06), b.between(0.008, 0.02)
     front = b.rng.random() < 0.5
     axis = np.array((0, -1, 0) if front else (0, 0, 1), float)
-    w, h = b.between(0.04, 0.09), b.between(0.04, 0.09) if front else b.between(0.005, 0.06)
+    long = radius * b.between(0.9, 1.6)
+    w, h = b.between(0.04, 0.09), long + b.between(0.01, 0.05) if front else b.between(0.005, 0.06)
     b.geom(b.root, _BOX, (w, 0.02 if front else w, h), (0, 0, h), b.other())
     at = (0, -0.02 - half, h) if front else (0, 0, 2 * h + half)
     travel = b.between(1.2, 2.6)
     wheel = b.moving(_HINGE, tuple(axis), at, travel)
     b.geom(wheel, _CYLINDER, (radius, half), (0, 0, 0), b.rgba, quat=_turned(axis))
-    long, out = radius * b.between(0.9, 1.6), half * axis
+    out = half * axis
     tip = out + np.array((-long, 0, 0))
     b.geom(wheel, _CAPSULE, (0.007,), (0, 0, 0), b.other(), fromto=np.hstack([out, tip]).tolist())
     b.part(wheel, tuple(tip))
@@ -410,7 +421,7 @@ class World(gym.Env):
         mark = rng.uniform((-0.3, 0.5, 0.03), (0.3, 0.9, 0.3))
         if rng.random() < 0.5:
             mark = self.parts()[rng.integers(len(self.things) - 1)] + rng.normal(0, 0.08, 3)
-        self.model.site_pos[self.model.site(_GOAL).id] = np.maximum(mark, 0.02)
+        self.model.site_pos[self.model.site(_GOAL).id] = (*mark[:2], max(mark[2], 0.02))
         mujoco.mj_forward(self.model, self.data)
 
     def begin(self) -> None:
@@ -508,7 +519,10 @@ def make_world(
         if crop:
             pictures = cut(pictures, [WORKSPACE[spec.cameras[view]] for view in views])
         distances = states[:, STATE.index("hand_object")] / 5
-        true, false = facts_of_things(world.things, distances, world.fractions(), rng)
+        opening = float(states[0, STATE.index("opening")])
+        true, false = facts_of_things(
+            world.things, distances, world.fractions(), hand=world.hand(), opening=opening, generator=rng
+        )
         hand, goal = world.hand(), world.data.site(_GOAL).xpos
         for view, picture in zip(views, resize(pictures, size), strict=True):
             camera = spec.cameras[view]
