@@ -537,16 +537,38 @@ def rankings_of(thing: Thing) -> tuple[tuple[Ranking, ...], ...]:
     return tuple(tuple(group) for group in groups)
 
 
-def _facts_of_hand(hand: np.ndarray, opening: float) -> tuple[list[str], list[str]]:
-    """What holds and what does not of a gripper, [3] metres and 0 (closed) to 1, wherever it is."""
-    true, false = [], []
-    if opening > 0.75 or opening < 0.45:
-        (true if opening > 0.75 else false).append("gripper:open")
-        (false if opening > 0.75 else true).append("gripper:closed")
-    if hand[2] > 0.25 or hand[2] < 0.12:
-        (true if hand[2] > 0.25 else false).append("height:high up")
-        (false if hand[2] > 0.25 else true).append("height:low over the table")
-    return true, false
+class _Known:
+    """Facts that hold and facts that do not, in the making."""
+
+    def __init__(self) -> None:
+        self.true: list[str] = []
+        self.false: list[str] = []
+
+    def either(self, holds: bool, key: str, other: str | None = None) -> None:
+        """A fact holds or does not; of the `other`, where there is one, the contrary is so."""
+        (self.true if holds else self.false).append(key)
+        if other:
+            (self.false if holds else self.true).append(other)
+
+    def of_hand(self, hand: np.ndarray, opening: float) -> None:
+        """Of a gripper, [3] metres and 0 (closed) to 1, wherever it is."""
+        if opening > 0.75 or opening < 0.45:
+            self.either(opening > 0.75, "gripper:open", "gripper:closed")
+        if hand[2] > 0.25 or hand[2] < 0.12:
+            self.either(hand[2] > 0.25, "height:high up", "height:low over the table")
+
+    def of_distance(self, distance: float, noun: str) -> None:
+        """Of the way from the hand to a thing, metres."""
+        self.either(distance < 0.05, f"hand:touching {noun}")
+        if distance < 0.1 or distance > 0.2:
+            self.either(distance < 0.1, f"hand:near {noun}", f"hand:far {noun}")
+
+    def of_colour(self, colour: str, noun: str, generator: np.random.Generator) -> None:
+        """Of a thing's colour, and of two that it has not; nothing where it has none to name."""
+        if colour:
+            self.true.append(f"colour:{colour} {noun}")
+            others = [c for c in PALETTE if c != colour]
+            self.false += [f"colour:{c} {noun}" for c in generator.choice(others, 2, replace=False)]
 
 
 def facts_of_things(
@@ -569,34 +591,22 @@ def facts_of_things(
     """
     nouns = [thing.noun for thing in things]
     others = [n for n in _nouns() if not any(n in noun or noun in n for noun in nouns)]
-    true, false = _facts_of_hand(hand, opening)
-    true += [f"scene:{noun}" for noun in nouns]
-    false += [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
+    known = _Known()
+    known.of_hand(hand, opening)
+    known.true += [f"scene:{noun}" for noun in nouns]
+    known.false += [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
     for thing, distance, fraction in zip(things, distances, fractions, strict=True):
-        if thing.colour:
-            true.append(f"colour:{thing.colour} {thing.noun}")
-            other = [c for c in PALETTE if c != thing.colour]
-            false += [f"colour:{c} {thing.noun}" for c in generator.choice(other, 2, replace=False)]
+        known.of_colour(thing.colour, thing.noun, generator)
         for name in thing.names:
-            (true if distance < 0.05 else false).append(f"hand:touching {name}")
-            if distance < 0.1 or distance > 0.2:
-                near, far = f"hand:near {name}", f"hand:far {name}"
-                true.append(near if distance < 0.1 else far)
-                false.append(far if distance < 0.1 else near)
+            known.of_distance(float(distance), name)
             yes, no = (f"thing:{thing.kind}|{holds}|{name}" for holds in (1, 0))
-            if fraction > 0.85:
-                true.append(yes)
-                false.append(no)
-            elif fraction < 0.15:
-                true.append(no)
-                false.append(yes)
+            if fraction > 0.85 or fraction < 0.15:
+                known.either(fraction > 0.85, yes, no)
+                known.false.append(f"half:{name}")
             elif 0.3 < fraction < 0.7:
-                false += [yes, no]
-            if 0.3 < fraction < 0.7:
-                true.append(f"half:{name}")
-            elif fraction > 0.85 or fraction < 0.15:
-                false.append(f"half:{name}")
-    return true, false
+                known.true.append(f"half:{name}")
+                known.false += [yes, no]
+    return known.true, known.false
 
 
 def _has_place(task: str) -> bool:
@@ -631,29 +641,18 @@ def facts(
     """
     words = WORDS[task]
     noun = "/".join(words.noun)
-    true, false = [f"scene:{noun}"], []
+    known = _Known()
+    true, false, either = known.true, known.false, known.either
+    true.append(f"scene:{noun}")
     others = [n for n in _nouns() if n not in words.noun and not any(n in w or w in n for w in words.noun)]
     false += [f"scene:{n}" for n in generator.choice(others, 2, replace=False)]
 
-    def either(holds: bool, key: str, other: str | None = None) -> None:
-        (true if holds else false).append(key)
-        if other:
-            (false if holds else true).append(other)
-
-    for known, found in zip((true, false), _facts_of_hand(hand, opening), strict=True):
-        known += found
+    known.of_hand(hand, opening)
     distance = float(np.linalg.norm(hand - position))
-    either(distance < 0.05, f"hand:touching {noun}")
-    if distance < 0.1 or distance > 0.2:
-        either(distance < 0.1, f"hand:near {noun}", f"hand:far {noun}")
+    known.of_distance(distance, noun)
     lateral = float(np.linalg.norm((hand - position)[:2]))
     either(lateral < 0.05 and hand[2] - position[2] > 0.05, f"hand:above {noun}")
-    if colour:
-        true.append(f"colour:{colour} {noun}")
-        false += [
-            f"colour:{c} {noun}"
-            for c in generator.choice([c for c in PALETTE if c != colour], 2, replace=False)
-        ]
+    known.of_colour(colour, noun, generator)
     if words.joint is not None:
         if joint is None:
             raise ValueError(f"{task} has a mechanism: its joint value is needed")

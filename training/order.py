@@ -36,16 +36,18 @@ def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
     """The files of `training.scenes` that show these tasks, and all of `training.worlds`.
 
     Raises:
-        FileNotFoundError: a task has none.
+        FileNotFoundError: a task has none, or there are none at all.
     """
+    where = ", ".join(map(str, folders))
     shards = [file for folder in folders for file in sorted(folder.glob("*.npz"))]
     shown = {file: file.stem.partition("-")[2] for file in shards}
     files = [file for file, of in shown.items() if of in tasks or of.startswith(WORLD)]
     if missing := set(tasks) - set(shown.values()):
-        where = ", ".join(map(str, folders))
         raise FileNotFoundError(
             f"{where} has no scenes of {', '.join(sorted(missing))}; run python -m training.scenes"
         )
+    if not files:
+        raise FileNotFoundError(f"{where} has no scenes; run python -m training.scenes or training.worlds")
     return files
 
 
@@ -61,11 +63,6 @@ class Scenes:
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
         files = shards_of(folders, tasks)
-        if not files:
-            where = ", ".join(map(str, folders))
-            raise FileNotFoundError(
-                f"{where} has no scenes; run python -m training.scenes or training.worlds"
-            )
         names = [*tasks]
         self.things_of: dict[str, tuple[Thing, ...]] = {}
         things: list[np.ndarray] = []

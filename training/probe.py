@@ -58,6 +58,13 @@ class Config:
     """Seed of the draws."""
 
 
+def seen(model: RewardModel, folder: Path, tasks: list[str]) -> tuple[Scenes, np.ndarray]:
+    """The scenes of a folder, and their N images embedded: float32 [N, D]."""
+    scenes = Scenes((folder,), tasks)
+    scenes.check_crop(model.crops)
+    return scenes, model.with_any_views().embed(scenes.frames[:, None])[:, 0]
+
+
 def retrieval(
     model: RewardModel, scenes: Scenes, images: np.ndarray, candidates: int, seed: int
 ) -> np.ndarray:
@@ -161,19 +168,14 @@ def main(config: Config) -> None:
         for what, value in demonstrations(model, config.dataset, tasks, config.seed).items():
             figures[f"{what}, {name}, %"] = round(value, 1)
         if config.scenes is not None:
-            scenes = Scenes((config.scenes,), tasks)
-            scenes.check_crop(model.crops)
-            images = model.with_any_views().embed(scenes.frames[:, None])[:, 0]  # [N, D]
+            scenes, images = seen(model, config.scenes, tasks)
             right = retrieval(model, scenes, images, config.candidates, config.seed)
             for what, value in sight(model, scenes, images).items():
                 figures[f"sight: {what}, {name}, %"] = round(value, 1)
             figures[f"retrieval, {name}, %"] = round(100 * float(right.mean()), 1)
             figures[f"images, {name}"] = len(right)
     if config.worlds is not None:
-        worlds = Scenes((config.worlds,), [])
-        worlds.check_crop(model.crops)
-        images = model.with_any_views().embed(worlds.frames[:, None])[:, 0]
-        for what, value in sight(model, worlds, images).items():
+        for what, value in sight(model, *seen(model, config.worlds, [])).items():
             figures[f"sight: {what}, worlds, %"] = round(value, 1)
     figures["lessons, untaught things, %"] = round(100 * lesson_accuracy(model, 1000, config.seed), 1)
     figures["chance, %"] = 100 / config.candidates

@@ -313,6 +313,55 @@ def read_actions(file: Path) -> tuple[str, np.ndarray, np.ndarray]:
     return task, seeds, actions
 
 
+class Shard:
+    """The rows of a shard in the making, view by view of one moment after the other.
+
+    Args:
+        rig: of the environment.
+        env: with MuJoCo's `model` and `data`.
+        size: side of the frames, pixels.
+        crop: keep the part of each image where hands and objects are.
+    """
+
+    def __init__(self, rig: CameraRig, env: Any, size: int, crop: bool) -> None:
+        self.rig, self.env, self.size, self.crop = rig, env, size, crop
+        self._rows: dict[str, list] = defaultdict(list)
+
+    def add(self, views: np.ndarray, points: np.ndarray, state: np.ndarray, **known: Any) -> None:
+        """Rows of some views of the moment as it stands.
+
+        Args:
+            views: int64 [V], which cameras of the rig.
+            points: of POINTS, world coordinates [3, 3], NaN where there is none.
+            state: the state vector.
+            known: what else is known of each of the rows.
+        """
+        pictures, cameras = self.rig.render_views(views), [self.rig.spec.cameras[view] for view in views]
+        if self.crop:
+            pictures = cut(pictures, [WORKSPACE[camera] for camera in cameras])
+        for view, camera, picture in zip(views, cameras, resize(pictures, self.size), strict=True):
+            seen = project(self.env.data, self.env.model, camera, points)
+            if self.crop:
+                seen = within(seen, WORKSPACE[camera])
+            seen[(np.abs(seen) > 1).any(1)] = np.nan
+            row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8), "points": seen}
+            for key, value in (row | {"view": view, "partner": -1} | known).items():
+                self._rows[key].append(value)
+
+    def pair(self, count: int) -> None:
+        """The last `count` rows show the moment of the `count` before them, with the state elsewhere."""
+        partner = self._rows["partner"]
+        both = np.arange(len(partner) - 2 * count, len(partner))
+        partner[-2 * count :] = np.roll(both, count).tolist()
+
+    def packed(self) -> dict[str, Any]:
+        """All rows by key, as arrays; facts stay lists."""
+        rows = self._rows
+        return {
+            key: np.stack(rows[key]).astype(_DTYPES[key]) if key in _DTYPES else rows[key] for key in rows
+        }
+
+
 def make_shard(
     task: str,
     size: int,
@@ -355,26 +404,15 @@ def make_shard(
     steps = SIMULATED_STEPS if acted is None else acted.shape[1]
     variation = Variation(env.model, words.body)
     spec = CameraSpec()
-    out: dict[str, list] = defaultdict(list)
     address = _mechanism(env.model, words.joint[0]) if words.joint else None
 
     def show(episode: int, views: np.ndarray, known: tuple[np.ndarray, list[str], list[str]]) -> None:
         state, true, false = known
-        hand, position, goal = (state[i : i + 3] / 5 + CENTRE for i in (0, 4, 7))
-        pictures = rig.render_views(views)
-        if crop:
-            pictures = cut(pictures, [WORKSPACE[spec.cameras[view]] for view in views])
-        for view, picture in zip(views, resize(pictures, size), strict=True):
-            points = project(env.data, env.model, spec.cameras[view], np.stack([hand, position, goal]))
-            if crop:
-                points = within(points, WORKSPACE[spec.cameras[view]])
-            points[(np.abs(points) > 1).any(1)] = np.nan
-            row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8), "points": points}
-            row |= {"view": view, "episode": episode, "partner": -1, "true": true, "false": false}
-            for key, value in row.items():
-                out[key].append(value)
+        points = np.stack([state[i : i + 3] / 5 + CENTRE for i in (0, 4, 7)])
+        shard.add(views, points, state, episode=episode, true=true, false=false)
 
     with CameraRig(env, spec) as rig:
+        shard = Shard(rig, env, size, crop)
         for episode, start_seed in enumerate(seeds):
             observation, _ = env.reset(seed=None if start_seed is None else int(start_seed))
             colour = variation.apply(rng, plain) or words.colour
@@ -402,16 +440,10 @@ def make_shard(
                 if apart and _moved(env, task, rng):
                     there, reward, info = env.observe()
                     show(episode, views, known(there, reward, info["success"]))
-                    both = np.arange(len(out["partner"]) - 2 * VIEWS, len(out["partner"]))
-                    out["partner"][-2 * VIEWS :] = np.roll(both, VIEWS).tolist()
+                    shard.pair(VIEWS)
                     env.restore(moment)
     env.close()
-    return packed(out)
-
-
-def packed(rows: dict[str, list]) -> dict[str, Any]:
-    """Rows of a shard by key as arrays; facts stay lists."""
-    return {key: np.stack(rows[key]).astype(_DTYPES[key]) if key in _DTYPES else rows[key] for key in rows}
+    return shard.packed()
 
 
 def _known(
@@ -470,8 +502,7 @@ def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) ->
     path, task, seed, actions, config = job
     size, how = config.size, (config.apart, config.visits, config.plain, config.crop, config.goals)
     shard = make_shard(task, size, config.episodes, seed, actions, *how)
-    header = {"task": task, "seed": seed, "size": size, "crop": config.crop}
-    write_shard(path, header, shard)
+    write_shard(path, {"task": task, "seed": seed, "size": size, "crop": config.crop}, shard)
 
 
 def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 """Scenes that no task has: several things on Meta-World's table, built anew for each, with what is true of each.
 
     python -m training.worlds --output out/worlds --crop
-    python -m training.pretrain --start siglip2-tiny-zoom --scenes out/close out/worlds --group 16
+    python -m training.pretrain --start siglip2-tiny-zoom --scenes out/near out/worlds --group 16
 
 The training tasks show some twenty things, one at a time, so what a noun means there need not be read: it is the
 one thing. Here a *world* has two or three things of eight families (what is pushed in, slides, swings, turns, or
@@ -14,7 +14,6 @@ lever", "the cupboard is open", "shut the blue chest". None asks for what a held
 `training.scenes` and are read with them.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +26,9 @@ import numpy as np
 import tyro
 
 from training.captions import PALETTE, Thing, facts_of_things
-from training.scenes import CENTRE, STATE, VIEWS, Variation, depth, packed, project, within, write_shard
+from training.scenes import CENTRE, STATE, VIEWS, Shard, Variation, depth, write_shard
 from vlm_reward._parallel import run_jobs
-from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, cut
-from vlm_reward.preprocess import resize
+from vlm_reward.cameras import CameraRig, CameraSpec
 
 THINGS = 4
 """The most things of a world, the mark of the goal among them."""
@@ -274,17 +272,15 @@ def _sliding(b: _Builder) -> Built:
             b.geom(b.root, _BOX, (w, 0.012, 0.006), (0, 0, z), b.other())
         for side in (-1, 1):
             b.geom(b.root, _BOX, (0.006, 0.012, h + 0.012), (side * w, 0, h + 0.012), b.other())
-        b.geom(
-            b.root, _BOX, (w / 2, 0.004, h), (w / 2, 0.008, h + 0.012), b.other()
-        )  # where it goes when open
+        # A panel that stays, behind which the other goes.
+        b.geom(b.root, _BOX, (w / 2, 0.004, h), (w / 2, 0.008, h + 0.012), b.other())
         panel = b.moving(_SLIDE, (1, 0, 0), (-w / 2, -0.008, h + 0.012), travel)
         b.geom(panel, _BOX, (w / 2, 0.004, h), (0, 0, 0), b.rgba)
         b.grip(panel, np.array((0, 0, 0)), b.other())
         return b.made(str(b.rng.choice(["window", "gate", "curtain"])), "open", travel, w + 0.03)
     b.geom(b.root, _BOX, (w, 0.015, 0.01), (0, 0, 0.01), b.other())
-    b.geom(
-        b.root, _BOX, (0.01, 0.02, h / 3 + 0.01), (w + 0.01, 0, h / 3 + 0.01), b.other()
-    )  # where it catches
+    # Where it catches.
+    b.geom(b.root, _BOX, (0.01, 0.02, h / 3 + 0.01), (w + 0.01, 0, h / 3 + 0.01), b.other())
     block = b.moving(_SLIDE, (1, 0, 0), (-travel / 2, 0, 0.02 + h / 3), travel)
     b.geom(block, _BOX, (b.between(0.015, 0.03), 0.015, h / 3), (0, 0, 0), b.rgba)
     b.part(block, (0, 0, h / 3))
@@ -324,20 +320,22 @@ def _lying(b: _Builder) -> Built:
     high = {_SPHERE: size[0], _CYLINDER: size[-1], _BOX: size[-1]}[kind]
     lift = b.between(0.02, 0.15) if b.rng.random() < 0.3 else 0.0
     if lift:
-        b.geom(
-            b.root,
-            _BOX,
-            (b.between(0.03, 0.07), b.between(0.03, 0.07), lift / 2),
-            (0, 0, lift / 2),
-            b.other(),
-        )
+        stand = (b.between(0.03, 0.07), b.between(0.03, 0.07), lift / 2)
+        b.geom(b.root, _BOX, stand, (0, 0, lift / 2), b.other())
     b.geom(b.root, kind, size, (0, 0, lift + high), b.rgba)
     b.part(b.root, (0, 0, lift + high))
     return b.made(str(noun), radius=0.07)
 
 
 FAMILIES: tuple[Callable[[_Builder], Built], ...] = (
-    *(_pushed, _drawer, _swinging, _lidded, _levered, _sliding, _turning, _lying),
+    _pushed,
+    _drawer,
+    _swinging,
+    _lidded,
+    _levered,
+    _sliding,
+    _turning,
+    _lying,
 )
 """How to build things, each with another way to move."""
 
@@ -360,19 +358,8 @@ class World(gym.Env):
         self.things = (*(built.thing for built in self._built), Thing(_GOAL, colour))
         self.rng = rng
         self.model = spec.compile()
-        self.model.eq_data[:] = (
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            -1,
-            0,
-            0,
-            0,
-            5,
-        )  # how Meta-World's hand follows the mocap body
+        # How Meta-World's hand follows the mocap body.
+        self.model.eq_data[:] = [0] * 6 + [-1] + [0] * 3 + [5]
         self.data = mujoco.MjData(self.model)
 
     def _joint(self, number: int) -> int:
@@ -445,20 +432,19 @@ class World(gym.Env):
         mujoco.mj_step(self.model, self.data, nstep=_SUBSTEPS)
         mujoco.mj_forward(self.model, self.data)
 
+    def _shown(self) -> tuple[np.ndarray, ...]:
+        model, data = self.model, self.data
+        return data.qpos, data.qvel, model.body_pos, model.body_quat, model.site_pos
+
     def moment(self) -> tuple[np.ndarray, ...]:
         """What shows this moment again."""
-        model, data = self.model, self.data
-        return tuple(
-            each.copy() for each in (data.qpos, data.qvel, model.body_pos, model.body_quat, model.site_pos)
-        )
+        return tuple(each.copy() for each in self._shown())
 
     def again(self, moment: tuple[np.ndarray, ...]) -> None:
         """Show a moment again."""
-        model, data = self.model, self.data
-        kept = (data.qpos, data.qvel, model.body_pos, model.body_quat, model.site_pos)
-        for each, value in zip(kept, moment, strict=True):
+        for each, value in zip(self._shown(), moment, strict=True):
             each[:] = value
-        mujoco.mj_forward(model, data)
+        mujoco.mj_forward(self.model, self.data)
 
     def elsewhere(self, tries: int = 4) -> bool:
         """Other states, or other places, where the hand leaves room for them. Returns whether it did."""
@@ -502,40 +488,27 @@ def make_world(
     """
     rng = np.random.default_rng(seed)
     world = World(rng)
-    spec = CameraSpec()
     variation = Variation(world.model)
-    out: dict[str, list] = defaultdict(list)
 
     def show(episode: int, views: np.ndarray) -> None:
         states = world.states()
         things = np.full((THINGS, len(STATE)), np.nan, np.float32)
         things[: len(states)] = states
         state = states[0].copy()
-        state[[i for i, name in enumerate(STATE) if not name.startswith(("hand_", "opening", "goal_"))]] = (
-            np.nan
-        )
-        state[STATE.index("hand_object")] = np.nan
-        pictures = rig.render_views(views)
-        if crop:
-            pictures = cut(pictures, [WORKSPACE[spec.cameras[view]] for view in views])
-        distances = states[:, STATE.index("hand_object")] / 5
-        opening = float(states[0, STATE.index("opening")])
+        state[4:7] = state[10:] = np.nan  # what is said of an object: there are several
         true, false = facts_of_things(
-            world.things, distances, world.fractions(), hand=world.hand(), opening=opening, generator=rng
+            world.things,
+            states[:, STATE.index("hand_object")] / 5,
+            world.fractions(),
+            hand=world.hand(),
+            opening=float(state[STATE.index("opening")]),
+            generator=rng,
         )
-        hand, goal = world.hand(), world.data.site(_GOAL).xpos
-        for view, picture in zip(views, resize(pictures, size), strict=True):
-            camera = spec.cameras[view]
-            points = project(world.data, world.model, camera, np.stack([hand, np.full(3, np.nan), goal]))
-            if crop:
-                points = within(points, WORKSPACE[camera])
-            points[~(np.abs(points) <= 1).all(1)] = np.nan
-            row = {"frames": np.asarray(picture), "state": state, "points": points, "view": view}
-            row |= {"episode": episode, "partner": -1, "true": true, "false": false, "things": things}
-            for key, value in row.items():
-                out[key].append(value)
+        points = np.stack([world.hand(), np.full(3, np.nan), world.data.site(_GOAL).xpos])
+        shard.add(views, points, state, episode=episode, true=true, false=false, things=things)
 
-    with CameraRig(world, spec) as rig:
+    with CameraRig(world, CameraSpec()) as rig:
+        shard = Shard(rig, world, size, crop)
         for episode in range(episodes):
             variation.apply(rng, plain)
             world.begin()
@@ -549,15 +522,14 @@ def make_world(
                 grip = float(rng.choice([-1, 1]))
                 for _ in range(int(rng.integers(8, 30))):
                     world.move(place - world.hand(), grip)
-                views = rng.choice(len(spec.cameras), VIEWS, replace=False)
+                views = rng.choice(len(rig.spec.cameras), VIEWS, replace=False)
                 show(episode, views)
                 moment = world.moment()
                 if world.elsewhere():
                     show(episode, views)
-                    both = np.arange(len(out["partner"]) - 2 * VIEWS, len(out["partner"]))
-                    out["partner"][-2 * VIEWS :] = np.roll(both, VIEWS).tolist()
+                    shard.pair(VIEWS)
                     world.again(moment)
-    return world.things, packed(out)
+    return world.things, shard.packed()
 
 
 def _write(job: tuple[Path, int, Config]) -> None:

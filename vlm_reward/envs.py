@@ -235,21 +235,19 @@ def behaviour(
     if kind == "miss":
         way = generator.normal(size=3)
         aside = generator.uniform(0.08, 0.15) * np.append(way[:2], abs(way[2])) / np.linalg.norm(way)
-    astray = {"random": 0, "mixed": departure, "wander": departure}.get(kind, sys.maxsize)
+    astray = {"random": 0, "goal": 0, "mixed": departure, "wander": departure}.get(kind, sys.maxsize)
     held = np.zeros(4, np.float32)
+
+    def beside_the_goal(observation: np.ndarray) -> np.ndarray:
+        aside = generator.normal(0, generator.choice([0.01, 0.03]), 3)
+        return observation[36:39] + aside - FINGERS
 
     def act(step: int, observation: np.ndarray) -> np.ndarray:
         nonlocal held
-        if kind == "goal":
-            if step % 20 == 0:
-                held = np.append(
-                    generator.normal(0, generator.choice([0.01, 0.03]), 3), generator.uniform(-1, 1)
-                )
-            toward = 10 * (observation[36:39] + held[:3] - FINGERS - observation[:3])
-            return np.clip(np.append(toward, held[3]), -1, 1).astype(np.float32)
-        if step >= astray and kind == "wander":
-            if (step - astray) % 40 == 0:
-                held = np.append(generator.uniform(*WORKSPACE), generator.uniform(-1, 1))
+        if step >= astray and kind in ("wander", "goal"):
+            if (step - astray) % (40 if kind == "wander" else 20) == 0:
+                place = generator.uniform(*WORKSPACE) if kind == "wander" else beside_the_goal(observation)
+                held = np.append(place, generator.uniform(-1, 1))
             toward = 10 * (held[:3] - observation[:3])
             return np.clip(np.append(toward, held[3]), -1, 1).astype(np.float32)
         if step >= astray:
