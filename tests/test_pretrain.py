@@ -454,6 +454,30 @@ def test_soft_argmax_finds_a_patch():
     assert where.tolist() == pytest.approx([0.25, 0.25], abs=1e-4)
 
 
+def test_the_patch_of_what_a_sentence_names_by_hand():
+    heads = pretrain.Heads(4, 16)
+    with torch.no_grad():
+        for linear in (heads.asked, heads.shown):
+            linear.weight.copy_(torch.eye(4))
+            linear.bias.zero_()
+    texts = torch.eye(4)[:3]
+    groups = [1, 0, 1]
+    spots = torch.full((3, 1, 2), torch.nan)
+    spots[0, 0] = torch.tensor((0.25, 0.25))  # the centre of patch 6 of 4 x 4
+    patches = torch.zeros(2, 16, 4)
+    # The target at d squared of 0, .25, .5, ... is exp(-8 d^2) of its sum: 16 equal logits miss its entropy.
+    target = np.exp(-8 * ((heads.centres.numpy() - 0.25) ** 2).sum(1))
+    target /= target.sum()
+    assert target[6] == pytest.approx(0.619, abs=1e-3)
+    loss = heads.grounding_loss(patches, texts, groups, spots)
+    assert loss.item() == pytest.approx(np.log(16) + (target * np.log(target)).sum(), abs=1e-5)
+    # Patches of its own group that look like the sentence where it is, as much as the target says.
+    patches[1, :, 0] = 2 * torch.from_numpy(np.log(target)).float()  # over the root of 4
+    assert heads.grounding_loss(patches, texts, groups, spots).item() == pytest.approx(0, abs=1e-5)
+    assert heads.grounding_loss(patches, texts, [0, 0, 0], spots).item() == pytest.approx(loss.item())
+    assert heads.grounding_loss(patches, texts, groups, torch.full((3, 1, 2), torch.nan)).item() == 0
+
+
 class TinyTeacher:
     """Stands in for all-MiniLM-L6-v2, which is installed for pretraining alone: a fixed random table."""
 
@@ -525,6 +549,18 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     assert (facts["steps_done"], facts["text_steps"], facts["width"]) == (1, 0, 48)
     with pytest.raises(FileNotFoundError, match="is no backbone of training"):
         pretrain.pretrain(pretrain.Config(start=str(shards), output=tmp_path / "no"))
+
+    # With the text tower left alone only the images' learns.
+    locked = on | {"learning_rate": 1e-2, "text_rate": 0.0, "output": tmp_path / "locked"}
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "d", **locked))
+    found = dict(DualEncoder.from_pretrained(tmp_path / "locked").named_parameters())
+    for name, value in encoder.named_parameters():
+        if "vision" in name and name.endswith("fc1.weight"):
+            assert not torch.equal(found[name], value)
+        if "text" in name:
+            assert torch.equal(found[name], value)
+    with pytest.raises(ValueError, match="leaves the text tower as it is in --start, which is not given"):
+        pretrain.pretrain(pretrain.Config(text_rate=0.0, output=tmp_path / "no"))
 
     # Of parts of the images: what it looks at goes where the reward model reads it.
     two = ("window-open-v3", "push-v3")

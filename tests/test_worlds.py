@@ -163,6 +163,10 @@ def test_a_world_is_complete_and_repeatable():
     assert np.isfinite(shard["things"][:, : len(things), NEAR]).all()
     assert np.isnan(shard["state"][:, NEAR]).all()
     assert np.isfinite(shard["state"][:, 0]).all()
+    assert shard["spots"].shape == (count, worlds.THINGS, 2)
+    np.testing.assert_array_equal(shard["spots"][:, len(things) - 1], shard["points"][:, 2])  # of the goal
+    inside = np.isfinite(shard["spots"][:, : len(things)]).all(-1)
+    assert inside.mean() > 0.5
     partner = shard["partner"]
     first = np.flatnonzero(partner > np.arange(count))
     np.testing.assert_array_equal(partner[partner[first]], first)
@@ -222,9 +226,12 @@ def test_scenes_read_worlds_beside_tasks(written):
     own = data.rows[0]
     np.testing.assert_array_equal(data.things[own, 0], data.state[own])
     assert np.isnan(data.things[own, 1:]).all()
+    np.testing.assert_array_equal(data.spots[own, 0], data.points[own, 1])
+    assert np.isnan(data.spots[own, 1:]).all()
     with np.load(written / "000-world-001.npz") as shard:
         header = json.loads(str(shard["header"]))
         np.testing.assert_array_equal(data.things[data.rows[2]], shard["things"])
+        np.testing.assert_array_equal(data.spots[data.rows[2]], shard["spots"])
     assert [Thing(**one) for one in header["things"]] == list(data.things_of["world-001-of-0"])
 
     orders = order.Orders(data)
@@ -241,6 +248,7 @@ def test_scenes_read_worlds_beside_tasks(written):
         assert len(drawn) == sum(len(rankings_of(thing)) for thing in things)
         for one in drawn:
             (number,) = (t for t, thing in enumerate(things) if thing.noun in one.sentence)
+            np.testing.assert_array_equal(one.spots, data.spots[rows, number])
             if " far from " in one.sentence:
                 np.testing.assert_array_equal(one.values, data.things[rows, number, NEAR])
     assert 0.3 < np.mean(ranked) < 0.7  # half of the groups, whatever the number of worlds

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from training.captions import ASKS, WORDS, Ranking, Thing, rankings, rankings_of, sentences
 from training.language import is_held_out
-from training.scenes import STATE
+from training.scenes import POINTS, STATE
 from vlm_reward.cameras import WORKSPACE, Crop
 from vlm_reward.frame_cache import FrameCache
 from vlm_reward.recording import EpisodeInfo
@@ -58,7 +58,8 @@ class Scenes:
     -1 where it does not, 0 where nobody can tell; `partner[i]` is the image of the same moment and view with the
     state elsewhere, -1 where there is none; `rows` are those of each task, `of_view` the same by camera. Behind
     the tasks come the worlds of `training.worlds`, as tasks of their own that have several things: `things_of` has
-    their names, `things[i, t]` is the state vector of image i with thing t as the object.
+    their names, `things[i, t]` is the state vector of image i with thing t as the object, `spots[i, t]` where in
+    the image that is.
     """
 
     def __init__(self, folders: Sequence[Path], tasks: Sequence[str]) -> None:
@@ -66,6 +67,7 @@ class Scenes:
         names = [*tasks]
         self.things_of: dict[str, tuple[Thing, ...]] = {}
         things: list[np.ndarray] = []
+        spots: list[np.ndarray] = []
         cropped = set[bool]()
         index: dict[str, int] = {}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "view")}
@@ -91,9 +93,11 @@ class Scenes:
                     names.append(name)
                     self.things_of[name] = tuple(Thing(**thing) for thing in header["things"])
                     things.append(shard["things"])
+                    spots.append(shard["spots"])
                 else:
                     name = header["task"]
                     things.append(shard["state"][:, None])
+                    spots.append(shard["points"][:, POINTS.index("object")][:, None])
                 task_facts.setdefault(name, set()).update(int(f) for f in seen if f >= 0)
                 tasks_of.append(np.full(len(true), names.index(name)))
         if len(cropped) > 1:
@@ -106,13 +110,7 @@ class Scenes:
         self.task = np.concatenate(tasks_of)
         self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
-        most = max(each.shape[1] for each in things)
-        self.things = np.concatenate(
-            [
-                np.pad(each, ((0, 0), (0, most - each.shape[1]), (0, 0)), constant_values=np.nan)
-                for each in things
-            ]
-        )
+        self.things, self.spots = _padded(things), _padded(spots)
         self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
         for t, task in enumerate(names):  # what is said of other scenes only is false here
             columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
@@ -172,6 +170,15 @@ class Scenes:
         return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
 
 
+def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [N, T, D] one after the other, [sum of N, most T, D]; NaN past the things of each."""
+    most = max(each.shape[1] for each in parts)
+    gaps = [((0, 0), (0, most - each.shape[1]), (0, 0)) for each in parts]
+    return np.concatenate(
+        [np.pad(each, gap, constant_values=np.nan) for each, gap in zip(parts, gaps, strict=True)]
+    )
+
+
 def split_sentences(fact: str) -> tuple[list[str], list[str]]:
     """The paraphrases of a fact to train on, and those kept for tests (each fifth)."""
     said = list(sentences(fact))
@@ -201,6 +208,8 @@ class Ranked:
         sentence: what is said.
         values: [G], higher is truer; NaN where nobody knows.
         gap: values nearer than this count as equal.
+        spots: [G, 2], where in each image that is of which the sentence speaks, in [-1, 1] (right, up); NaN where
+            it is not in it.
         pairs: bool [G, G], which two may be compared; None for any.
         against: what is said of the contrary, whose score is to be subtracted; None for nothing.
     """
@@ -209,6 +218,7 @@ class Ranked:
     sentence: str
     values: np.ndarray
     gap: float
+    spots: np.ndarray
     pairs: np.ndarray | None = None
     against: str | None = None
 
@@ -294,13 +304,16 @@ class Orders:
                 values = measured(state, name, sign)
                 stated = fact.startswith(("state:", "object:", "thing:")) and apart[group].any()
                 pairs = apart[group] if stated else None
-                ranked.append(Ranked(group, said(fact), values, GAPS[name], pairs))
+                spots = self.scenes.spots[rows[group], thing]
+                ranked.append(Ranked(group, said(fact), values, GAPS[name], spots, pairs))
                 contrary = [one for one in kind if one[2] == -sign]
                 if self.contrast and contrary:
                     against, name, _ = contrary[rng.integers(len(contrary))]
                     values = ranked[-1].values - measured(state, name, -sign)
                     ranked.append(
-                        Ranked(group, ranked[-1].sentence, values, 2 * GAPS[name], pairs, said(against))
+                        Ranked(
+                            group, ranked[-1].sentence, values, 2 * GAPS[name], spots, pairs, said(against)
+                        )
                     )
         return np.concatenate(rows), ranked
 

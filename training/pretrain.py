@@ -13,7 +13,8 @@
 3. Order, beside all that: of two images of a scene, the one of which a sentence is truer must score higher
    ("close the window" by how far it is closed, "open the window" the other way round, the task's instruction
    by the simulator's reward); and an instruction must lie nearer to its outcome than to the outcome of its
-   opposite, over many things that no scene shows (`training.language.lessons`).
+   opposite, over many things that no scene shows (`training.language.lessons`). The patches must tell where
+   that is of which a sentence speaks, by a third head that is thrown away.
 
 `--stand-ins` names training tasks to leave out, as substitutes for the unseen: recipes and checkpoints are
 chosen on them. Stop with Ctrl-C; the same command with `--resume` goes on.
@@ -25,7 +26,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ class Config:
     batch: int = 128
     """Images a step."""
     learning_rate: float = 1e-3
-    """Peak, vision; the text tower learns at a fifth of it in the second stage."""
+    """Peak, vision."""
+    text_rate: float = 0.2
+    """The text tower's in the second and third stage, as a share of it. With 0 the tower stays what it is in
+    `start`, and no lesson is given: a third faster."""
     weight_decay: float = 0.05
     """AdamW's."""
     threads: int = 2
@@ -188,13 +192,15 @@ def start_from_teacher(model: Any, teacher: Teacher, origin: list[int]) -> None:
 
 
 class Heads(nn.Module):
-    """Thrown away after pretraining: state from the pooled embedding, image positions from the patches."""
+    """Thrown away after pretraining: state from the pooled embedding, image positions from the patches, and from
+    both a sentence and the patches where that is of which it speaks."""
 
     def __init__(self, width: int, patches: int) -> None:
         super().__init__()
         self.state = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, len(STATE)))
         self.attention = nn.Linear(width, len(POINTS))
         self.offset = nn.Linear(width, 2 * len(POINTS))
+        self.asked, self.shown = nn.Linear(width, width), nn.Linear(width, width)
         side = math.isqrt(patches)
         line = (torch.arange(side) + 0.5) / side * 2 - 1
         y, x = torch.meshgrid(-line, line, indexing="ij")
@@ -207,10 +213,42 @@ class Heads(nn.Module):
         where = self.centres[None, :, None] + 0.1 * offset  # type: ignore[index]
         return (weight[..., None] * where).sum(1)
 
+    def grounding_loss(self, patches: Tensor, texts: Tensor, groups: Sequence[int], spots: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from the patch in which that is of which a sentence speaks.
+
+        The target is as wide as a patch, so that its neighbours count where it is near them.
+
+        Args:
+            patches: [groups * G, N, width], of groups of G images.
+            texts: [R, width].
+            groups: of each of the R sentences, the group that it speaks of.
+            spots: [R, G, 2] in [-1, 1] (right, up), NaN where there is none.
+
+        Returns:
+            Its mean over the spots that are there, 0 where none is.
+        """
+        there = ~spots.isnan().any(-1)
+        logits = self.shown(patches).float() @ self.asked(texts).float().T / math.sqrt(texts.shape[1])
+        logits = logits.reshape(-1, spots.shape[1], *logits.shape[1:])[groups, :, :, range(len(texts))]
+        away = (spots.nan_to_num()[:, :, None] - self.centres).square().sum(-1)  # type: ignore[operator]
+        target = (-away / (2 / len(self.centres))).softmax(-1)  # type: ignore[arg-type]
+        each = F.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1)
+        return (each * there).sum() / there.sum().clamp(min=1)
+
 
 def text_features(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str], length: int) -> Tensor:
     tokens = tokenizer(said, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return model.text_model(input_ids=tokens["input_ids"]).pooler_output.float()
+
+
+@torch.no_grad()
+def said_by(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str], length: int) -> Tensor:
+    """`text_features` of many."""
+    parts = [said[i : i + 512] for i in range(0, len(said), 512)]
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat(
+            [text_features(model, tokenizer, part, length) for part in tqdm(parts, desc="texts")]
+        )
 
 
 def image_features(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +295,15 @@ def lesson_loss(asked: Tensor, done: Tensor, undone: Tensor, scale: float = 10.0
 
 # ---------------------------------------------------------------------------------------- the stages
 
-WEIGHTS = {"caption": 1.0, "state": 1.0, "points": 2.0, "text": 0.5, "order": 3.0, "lesson": 0.25}
+WEIGHTS = {
+    "caption": 1.0,
+    "state": 1.0,
+    "points": 2.0,
+    "text": 0.5,
+    "order": 3.0,
+    "lesson": 0.25,
+    "where": 0.3,
+}
 """Of the losses of the second and third stage."""
 
 
@@ -271,6 +317,7 @@ class Material:
         lessons: instructions and their outcomes.
         taught: the teacher's embeddings of all sentences of `orders` and `general`.
         place: sentence -> row of `taught`.
+        said: where the text tower does not learn, its embeddings of the same.
     """
 
     orders: Orders
@@ -278,6 +325,7 @@ class Material:
     lessons: list[Lesson]
     taught: Tensor
     place: dict[str, int]
+    said: Tensor | None = None
 
 
 def cosine_rate(step: int, total: int, warm: int) -> float:
@@ -295,6 +343,8 @@ def pretrain(config: Config) -> None:
     for needed in (state, config.work / "tokenizer") if config.resume else ():
         if not needed.exists():
             raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
+    if not (config.text_rate or config.start):
+        raise ValueError("--text-rate 0 leaves the text tower as it is in --start, which is not given")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     before = locate(config.start) if config.start else None
@@ -316,7 +366,6 @@ def pretrain(config: Config) -> None:
     corpus = captions * max(1, 10_000 // len(captions)) + general
     taught = taught_embeddings(teacher, sorted(set(corpus)), config.work / "taught.safetensors")
     place = {s: i for i, s in enumerate(sorted(set(corpus)))}
-    material = Material(orders, general, taught_lessons, taught, place)
 
     if config.resume:  # other stand-ins have other captions, but the weights know their pieces by number
         tokenizer = PreTrainedTokenizerFast.from_pretrained(config.work / "tokenizer")
@@ -337,15 +386,18 @@ def pretrain(config: Config) -> None:
     widen = nn.Linear(config.width, taught.shape[1])
     modules = nn.ModuleDict({"model": model, "heads": heads, "widen": widen})
     del teacher
+    own = None if config.text_rate else said_by(model, tokenizer, list(place), config.text_length)
+    material = Material(orders, general, taught_lessons, taught, place, own)
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.1f} M parameters, vocabulary {len(tokenizer)}, {len(corpus)} sentences", flush=True)
 
     text_parameters = [*model.text_model.parameters(), *widen.parameters()]
+    slower = [model.logit_scale, model.logit_bias, *(text_parameters if config.text_rate else ())]
     first = torch.optim.AdamW([{"params": text_parameters, "share": 1.0}], weight_decay=0.01, fused=True)
     second = torch.optim.AdamW(
         [
             {"params": [*model.vision_model.parameters(), *heads.parameters()], "share": 1.0},
-            {"params": [*text_parameters, model.logit_scale, model.logit_bias], "share": 0.2},
+            {"params": slower, "share": config.text_rate or 0.2},
         ],
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
@@ -428,10 +480,14 @@ def step_losses(
         if len(pool):
             facts.append(int(choose(pool)))
     texts = [str(choose(said[scenes.facts[fact]])) for fact in facts]
-    extra = [material.general[i] for i in rng.integers(0, len(material.general), config.batch // 4)]
-    lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 4)
+    learns = material.said is None  # the text tower
+    extra = [
+        material.general[i]
+        for i in rng.integers(0, len(material.general), config.batch // 4 if learns else 0)
+    ]
+    lesson_rows = rng.integers(0, len(material.lessons), len(ranked) // 4 if learns else 0)
     asked, done, undone, _ = (
-        zip(*(material.lessons[i] for i in lesson_rows), strict=True) if ranked else ((),) * 4
+        zip(*(material.lessons[i] for i in lesson_rows), strict=True) if len(lesson_rows) else ((),) * 4
     )
     kinds = {
         "caption": texts,
@@ -447,9 +503,11 @@ def step_losses(
     )
     with torch.autocast("cpu", torch.bfloat16):
         patches, pooled = image_features(model, frames * contrast + light)
-        text = text_features(
-            model, tokenizer, [s for kind in kinds.values() for s in kind], config.text_length
-        )
+        everything = [s for kind in kinds.values() for s in kind]
+        if material.said is None:
+            text = text_features(model, tokenizer, everything, config.text_length)
+        else:
+            text = material.said[[material.place[s] for s in everything]]
         points = heads.points(patches)
         state = heads.state(pooled).float()
         imitated = text[: len(texts) + len(extra)]
@@ -463,12 +521,16 @@ def step_losses(
         "caption": sigmoid_loss(images @ unit["caption"].T * scale + model.logit_bias, labels),
         "state": masked_huber(state, torch.from_numpy(scenes.state[rows])),
         "points": masked_huber(points, torch.from_numpy(scenes.points[rows])),
-        "text": distillation(imitated, wide, material.taught[[material.place[s] for s in texts + extra]]),
     }
+    if learns:
+        taught = material.taught[[material.place[s] for s in texts + extra]]
+        losses["text"] = distillation(imitated, wide, taught)
     if ordered:
         losses["order"] = ranked_loss(images, unit["order"], ranked)
-        one, two, three = unit["lesson"].chunk(3)
-        losses["lesson"] = lesson_loss(one, two, three)
+        groups, spots = [one.group for one in ranked], np.stack([one.spots for one in ranked])
+        losses["where"] = heads.grounding_loss(patches, unit["order"], groups, torch.from_numpy(spots))
+        if learns:
+            losses["lesson"] = lesson_loss(*unit["lesson"].chunk(3))  # pyright: ignore[reportArgumentType]
     return losses
 
 

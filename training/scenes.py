@@ -72,6 +72,7 @@ _DTYPES: dict[str, type] = {
     "episode": np.int32,
     "partner": np.int32,
     "things": np.float32,
+    "spots": np.float32,
 }
 
 
@@ -327,24 +328,39 @@ class Shard:
         self.rig, self.env, self.size, self.crop = rig, env, size, crop
         self._rows: dict[str, list] = defaultdict(list)
 
-    def add(self, views: np.ndarray, points: np.ndarray, state: np.ndarray, **known: Any) -> None:
+    def _seen(self, camera: str, points: np.ndarray) -> np.ndarray:
+        """Where points [P, 3] are in the image that is kept: [P, 2] in [-1, 1], NaN where they are not in it."""
+        seen = project(self.env.data, self.env.model, camera, points)
+        if self.crop:
+            seen = within(seen, WORKSPACE[camera])
+        seen[(np.abs(seen) > 1).any(1)] = np.nan
+        return seen
+
+    def add(
+        self,
+        views: np.ndarray,
+        points: np.ndarray,
+        state: np.ndarray,
+        places: np.ndarray | None = None,
+        **known: Any,
+    ) -> None:
         """Rows of some views of the moment as it stands.
 
         Args:
             views: int64 [V], which cameras of the rig.
             points: of POINTS, world coordinates [3, 3], NaN where there is none.
             state: the state vector.
+            places: of several things, world coordinates [T, 3], NaN where there is none.
             known: what else is known of each of the rows.
         """
         pictures, cameras = self.rig.render_views(views), [self.rig.spec.cameras[view] for view in views]
         if self.crop:
             pictures = cut(pictures, [WORKSPACE[camera] for camera in cameras])
         for view, camera, picture in zip(views, cameras, resize(pictures, self.size), strict=True):
-            seen = project(self.env.data, self.env.model, camera, points)
-            if self.crop:
-                seen = within(seen, WORKSPACE[camera])
-            seen[(np.abs(seen) > 1).any(1)] = np.nan
-            row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8), "points": seen}
+            row = {"frames": np.asarray(picture), "state": np.clip(state, -8, 8)}
+            row["points"] = self._seen(camera, points)
+            if places is not None:
+                row["spots"] = self._seen(camera, places)
             for key, value in (row | {"view": view, "partner": -1} | known).items():
                 self._rows[key].append(value)
 

@@ -492,8 +492,9 @@ def make_world(
 
     def show(episode: int, views: np.ndarray) -> None:
         states = world.states()
-        things = np.full((THINGS, len(STATE)), np.nan, np.float32)
-        things[: len(states)] = states
+        count = len(states)
+        things, places = np.full((THINGS, len(STATE)), np.nan, np.float32), np.full((THINGS, 3), np.nan)
+        things[:count], places[:count] = states, world.parts()
         state = states[0].copy()
         state[4:7] = state[10:] = np.nan  # what is said of an object: there are several
         true, false = facts_of_things(
@@ -505,7 +506,7 @@ def make_world(
             generator=rng,
         )
         points = np.stack([world.hand(), np.full(3, np.nan), world.data.site(_GOAL).xpos])
-        shard.add(views, points, state, episode=episode, true=true, false=false, things=things)
+        shard.add(views, points, state, places, episode=episode, true=true, false=false, things=things)
 
     with CameraRig(world, CameraSpec()) as rig:
         shard = Shard(rig, world, size, crop)
