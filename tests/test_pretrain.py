@@ -250,6 +250,8 @@ def test_sight_is_how_often_a_sentence_orders_as_the_simulator_does(shards):
     images = np.stack([-near, np.nan_to_num(fraction)], 1)  # embedded as what is so in them
 
     class Model:  # embeds a sentence as what it asks for
+        start_weight = 0.0
+
         def embed_text(self, said):
             return np.array([[1.0, 0.0] if "near the" in s or "close to" in s else [0.0, 1.0] for s in said])
 

@@ -20,7 +20,7 @@ from tests.synthetic import SPEC, TASKS, TEXTS, write_dataset
 from training.config import TrainConfig
 from training.language import lessons
 from training.objectives import OBJECTIVES
-from training.order import Orders, Rollouts, Scenes, ranked_loss, wrong_loss
+from training.order import Orders, Rollouts, Scenes, ranked_loss, without_first, wrong_loss
 from training.train import (
     LESSON_POOL,
     check_tasks,
@@ -40,6 +40,7 @@ from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import voc
 from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.similarity import toward
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,7 @@ def test_damaged_state_is_refused(config: TrainConfig) -> None:
         ({"kinds": ("random",)}, ValueError, r"0 trajectories of kind random .*the kinds expert"),
         ({"resume": True}, FileNotFoundError, "nothing to resume"),
         ({"lora_targets": ("heads",)}, ValueError, "LoRA targets"),
+        ({"scene_starts": True}, ValueError, "scene_starts needs scenes, and a start_weight"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_nothing_is_written(
@@ -292,7 +294,7 @@ def test_scenes_are_ordered_beside_the_objective(
     config = replace(config, split="none", samples=160, order_groups=2, learning_rate=1e-2)
     orders = Orders(Scenes([shards], tasks))
 
-    def loss(folder: Path) -> float:
+    def loss(folder: Path, start_weight: float = 0.0) -> float:
         model = RewardModel.from_pretrained(folder)
         losses = []
         for seed in range(8):
@@ -300,6 +302,12 @@ def test_scenes_are_ordered_beside_the_objective(
             views = orders.scenes.frames[rows][:, None].repeat(2, 1)
             images = torch.from_numpy(model.embed(views)[:, 0])
             texts = torch.from_numpy(model.embed_text([one.sentence for one in ranked]))
+            if start_weight:
+                texts = toward(texts, images[[8 * one.group for one in ranked]], start_weight)
+                ranked = [replace(one, pairs=without_first(one)) for one in ranked]
+                assert not ranked[0].pairs[0].any()
+                assert not ranked[0].pairs[:, 0].any()
+                assert ranked[0].pairs[1, 2]
             losses.append(ranked_loss(images, texts, ranked).item())
         return float(np.mean(losses))
 
@@ -307,6 +315,10 @@ def test_scenes_are_ordered_beside_the_objective(
     done = train(replace(config, scenes=(shards,)))
     assert loss(done.folder) < loss(without.folder) - 0.02
     assert json.loads((done.folder / "vlm_reward.json").read_text())["objective"] == "triplet+order"
+    # Against one of them, as an episode's frames against its first.
+    against = replace(config, scenes=(shards,), start_weight=0.75, output=tmp_path / "plain")
+    plain, done = train(against), train(replace(against, scene_starts=True, output=tmp_path / "starts"))
+    assert loss(done.folder, 0.75) < loss(plain.folder, 0.75) - 0.001
     with pytest.raises(FileNotFoundError, match=r"has no scenes of push-v3, window-open-v3; run python -m"):
         train(replace(config, scenes=(tmp_path,), overwrite=True))
 

@@ -47,6 +47,9 @@ class TrainConfig:
     """Scenes in a batch."""
     order_images: int = 8
     """Images of each of them."""
+    scene_starts: bool = False
+    """Score the images of a scene against one of them, as those of an episode against its first (`start_weight`):
+    what is merely unlike it is then worth nothing."""
     contrast_weight: float = 0.0
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
@@ -162,6 +165,8 @@ class TrainConfig:
         for name in (*weights, "rollout_margin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.scene_starts and not (self.scenes and self.start_weight):
+            raise ValueError("scene_starts needs scenes, and a start_weight")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -205,6 +210,7 @@ class TrainConfig:
             if not fields[new]:
                 del fields[new]
         later_ones = ("contrast_weight", "lesson_weight", "wrong_weight", "start_weight", "rollout_margin")
+        later_ones += ("scene_starts",)
         for later in later_ones:  # as in runs before there was one
             fields[later] = getattr(self, later) or None
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None

@@ -327,6 +327,13 @@ def _state_apart(partners: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return (moved[:, None] & moved) | (partners[:, None] == rows)
 
 
+def without_first(one: Ranked) -> np.ndarray:
+    """Its pairs but those with the first image of the group, against which the others are scored: bool [G, G]."""
+    pairs = np.ones((len(one.values),) * 2, bool) if one.pairs is None else one.pairs.copy()
+    pairs[0] = pairs[:, 0] = False
+    return pairs
+
+
 def ranked_loss(images: Tensor, texts: Tensor, ranked: Sequence[Ranked]) -> Tensor:
     """`order_loss` of what `Orders.draw` drew.
 

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
+from torch.nn import functional as F
 
 from training.captions import sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
@@ -33,6 +35,7 @@ from vlm_reward.ensemble import Ensemble
 from vlm_reward.frame_cache import cached
 from vlm_reward.metrics import spearman, top1_of_k, voc
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.similarity import toward
 from vlm_reward.tasks import instruction, opposite, train_tasks
 
 
@@ -89,6 +92,8 @@ def retrieval(
 def sight(model: RewardModel, scenes: Scenes, images: np.ndarray) -> dict[str, float]:
     """How often sentences order two images of a task and camera as the simulator does: means over both.
 
+    A model that scores a frame against the first of its episode scores them against the first of them.
+
     Returns:
         `near`: "the gripper is near the door", by the distance; `state`: "the door is closed", by how far it is.
         Per cent; pairs that differ by less than `training.order.GAPS` are left out.
@@ -100,9 +105,14 @@ def sight(model: RewardModel, scenes: Scenes, images: np.ndarray) -> dict[str, f
             kind = next((kinds[start] for start in kinds if fact.startswith(start)), None)
             if kind is None:
                 continue
-            text = model.embed_text(list(sentences(fact))).mean(0)
+            text = torch.from_numpy(model.embed_text(list(sentences(fact))).mean(0))
             for rows in views:
-                values, scores = sign * scenes.things[rows, thing, STATE.index(name)], images[rows] @ text
+                first = torch.from_numpy(images[rows[0]])
+                goal = toward(F.normalize(text, dim=0), first, model.start_weight)
+                values, scores = (
+                    sign * scenes.things[rows, thing, STATE.index(name)],
+                    images[rows] @ goal.numpy(),
+                )
                 better = values[:, None] - values > GAPS[name]
                 if better.any():
                     found[kind].append(float((scores[:, None] > scores)[better].mean()))

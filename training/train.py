@@ -53,6 +53,7 @@ from training.order import (
     ranked_loss,
     shards_of,
     shifted,
+    without_first,
     wrong_loss,
 )
 from training.samplers import Batch, GroupedSampler, PaperSampler, Sampler
@@ -267,8 +268,12 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         with autocast():
             images = joint(lambda share: encode_frames(encoder, frames[share]), len(frames), accelerator)
             of = dict(zip(said, texts_of(said), strict=True))
-        texts = [of[sentence] - of[against] if against else of[sentence] for sentence, against in both]
-        return ranked_loss(images, torch.stack(texts), ranked)
+        texts = torch.stack([of[said] - of[against] if against else of[said] for said, against in both])
+        if config.scene_starts:
+            first = [one.group * config.order_images for one in ranked]
+            texts = toward(texts, images[first], config.start_weight)
+            ranked = [replace(one, pairs=without_first(one)) for one in ranked]
+        return ranked_loss(images, texts, ranked)
 
     def lesson_loss(seed: int) -> Tensor:
         drawn = np.random.default_rng([seed, 3]).integers(0, len(taught), LESSONS)
