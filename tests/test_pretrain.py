@@ -561,6 +561,16 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
             assert not torch.equal(found[name], value)
         if "text" in name:
             assert torch.equal(found[name], value)
+    # Resumed, its sentences are embedded by the tower of the state, and not by one that has just been made.
+    longer = locked | {"order_steps": 3, "overwrite": True}
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "f", **longer))
+    whole = DualEncoder.from_pretrained(tmp_path / "locked").state_dict()
+    monkeypatch.setattr(pretrain, "step_losses", _interrupt_at(real, 2))
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "g", **longer))
+    monkeypatch.setattr(pretrain, "step_losses", real)
+    pretrain.pretrain(pretrain.Config(work=tmp_path / "g", resume=True, **longer))
+    for name, value in DualEncoder.from_pretrained(tmp_path / "locked").state_dict().items():
+        assert torch.equal(whole[name], value)
     with pytest.raises(ValueError, match="leaves the text tower as it is in --start, which is not given"):
         pretrain.pretrain(pretrain.Config(text_rate=0.0, output=tmp_path / "no"))
 

@@ -386,8 +386,6 @@ def pretrain(config: Config) -> None:
     widen = nn.Linear(config.width, taught.shape[1])
     modules = nn.ModuleDict({"model": model, "heads": heads, "widen": widen})
     del teacher
-    own = None if config.text_rate else said_by(model, tokenizer, list(place), config.text_length)
-    material = Material(orders, general, taught_lessons, taught, place, own)
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.1f} M parameters, vocabulary {len(tokenizer)}, {len(corpus)} sentences", flush=True)
 
@@ -404,6 +402,8 @@ def pretrain(config: Config) -> None:
         fused=True,
     )
     step = load_state(state, modules, first, second) if config.resume else 0
+    own = None if config.text_rate else said_by(model, tokenizer, list(place), config.text_length)
+    material = Material(orders, general, taught_lessons, taught, place, own)
     ordering = config.text_steps + config.steps  # the first step of the third stage
     total = ordering + config.order_steps
     began, shown = time.monotonic(), {}
