@@ -617,5 +617,36 @@ def _interrupt_at(function, call):
     return wrapped
 
 
+def test_what_an_image_shows_moves_with_it():
+    frame = np.zeros((1, 20, 20, 3), np.uint8)
+    frame[0, 6, 12] = 255  # at x = .25, y = +.35
+    for seed in range(4):
+        shown, (move,) = order.shifted(frame, np.random.default_rng(seed))
+        ((y, x),) = np.argwhere(shown[0, ..., 0])
+        np.testing.assert_allclose(
+            np.add((0.25, 0.35), move), ((x + 0.5) / 10 - 1, 1 - (y + 0.5) / 10), atol=1e-6
+        )
+    np.testing.assert_array_equal(
+        order.inside(np.array([[0.5, -1.0], [0.5, 1.01]])), np.float32([[0.5, -1], [np.nan, np.nan]])
+    )
+
+
+def test_what_is_spoken_of_and_what_may_be_there_by_another_name():
+    for fact, nouns in {
+        "hand:near red chest": {"chest"},
+        "scene:coffee machine button/button on the coffee machine": {"button", "machine"},
+        "colour:green goal": {"goal"},
+        "thing:open|1|red chest": {"chest"},
+        "object:near|puck/disc|the goal": {"puck", "disc"},
+        "state:coffee button=in": {"button"},
+        "half:window": {"window"},
+        "gripper:open": set(),
+    }.items():
+        assert captions.spoken_of(fact) == nouns
+    may = captions.present(["red chest", "dial"])
+    assert {"red", "chest", "trunk", "box", "dial", "knob", "wheel", "goal", "object"} <= may
+    assert not may & {"button", "lever", "drawer"}
+
+
 def test_palette_names_are_colours():
     assert all(len(rgb) == 3 and 0 <= min(rgb) <= max(rgb) <= 1 for rgb in captions.PALETTE.values())

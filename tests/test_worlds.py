@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training import order, worlds
-from training.captions import Thing, facts_of_things, rankings_of, sentences
+from training.captions import Thing, facts_of_things, present, rankings_of, sentences, spoken_of
 from training.language import is_held_out
 from training.scenes import STATE, make_shard, write_shard
 from vlm_reward.cameras import WORKSPACE
@@ -261,6 +261,33 @@ def test_no_sentence_is_both_true_and_false_of_an_image(written):
         holds = set().union(*(said[fact] for fact in np.flatnonzero(data.known[row] > 0)))
         fails = set().union(*(said[fact] for fact in np.flatnonzero(data.known[row] < 0)))
         assert not holds & fails
+
+
+def test_what_goes_by_another_name_is_not_called_absent(written):
+    data = order.Scenes([written], ["window-open-v3"])
+    for name, things in data.things_of.items():
+        own = data.rows[data.tasks.index(name)]
+        nouns = {thing.noun for thing in things}
+        for fact in data.facts:
+            said = data.known[own, data.facts.index(fact)]
+            if spoken_of(fact) & {"object", "goal", "handle"} and not spoken_of(fact) & nouns:
+                assert (said == 0).all(), (name, fact)
+    # There is a mark of a goal before the window, too; there is no lever.
+    known = data.known[data.rows[0]]
+    assert (known[:, data.facts.index("scene:goal")] == 0).all()
+    absent = [f for f in data.facts if f.startswith("scene:") and not spoken_of(f) & present(["window"])]
+    assert (known[:, [data.facts.index(f) for f in absent]] == -1).all()
+    assert absent
+
+
+def test_nobody_taps_a_button_or_is_to_leave_something_alone():
+    for said in ("tap the button", "squeeze the red button", "use the button"):
+        assert is_held_out(said)
+        assert said not in sentences("do:button") + sentences("do:red button")
+    assert set(sentences("want:turn|0|dial")) >= {"turn the dial back"}
+    for fact in ("want:turn|0|dial", "want:press|0|bell"):
+        assert not any(s.startswith(("leave", "do not", "let go", "release")) for s in sentences(fact))
+        assert sentences(fact)
 
 
 def test_nobody_asks_of_a_thing_for_what_a_left_out_task_wants(written):

@@ -381,12 +381,60 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "pink": (0.95, 0.5, 0.7),
 }
 
+ALIKE: tuple[tuple[str, ...], ...] = (
+    ("button", "bell", "key", "knob"),
+    ("drawer", "tray"),
+    ("door", "cupboard", "fridge", "safe", "flap"),
+    ("chest", "box", "trunk", "suitcase"),
+    ("lever", "handle", "brake"),
+    ("window", "gate", "curtain"),
+    ("bolt", "latch", "slider", "lock"),
+    ("dial", "wheel", "valve", "knob"),
+    ("ball", "basketball", "football", "orange"),
+    ("cube", "block"),
+    ("can", "glass", "mug", "cup", "cylinder"),
+    ("plate", "puck"),
+    ("book", "phone"),
+    ("stick", "rod", "peg"),
+)
+"""Names of things that look alike: of what is called one of them nobody knows that it is not another."""
+_ANYWHERE = ("object", "goal", "handle", "knob")
+"""What may be there whatever else is: the mark of the goal, and parts of other things."""
+
 _HELD_OUT_NOUNS = ("button", "drawer", "door")
+_LET_BE = ("leave ", "do not ", "let go ", "release ")
+"""How instructions begin that want no hand there."""
 _HANDS = ("the gripper", "the robot hand", "the robot gripper", "the arm")
 
 
 def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def present(nouns: Sequence[str]) -> frozenset[str]:
+    """Words for what may be in a scene where such is spoken of, by any name.
+
+    >>> "trunk" in present(["red chest"])
+    True
+    """
+    words = {word for noun in nouns for word in noun.split()}
+    return frozenset(words.union(_ANYWHERE, *(names for names in ALIKE if words & {*names})))
+
+
+def spoken_of(fact: str) -> frozenset[str]:
+    """The nouns of a fact, each without what describes it; none where it is of the gripper alone."""
+    kind, _, rest = fact.partition(":")
+    if kind in ("gripper", "height"):
+        return frozenset()
+    if kind == "state":
+        rest = rest.partition("=")[0]
+    elif kind in ("hand", "colour"):
+        rest = rest.partition(" ")[2]
+    elif kind == "object":
+        rest = rest.split("|")[1]
+    elif kind in ("thing", "want"):
+        rest = rest.rpartition("|")[2]
+    return frozenset(noun.split()[-1] for noun in rest.split("/"))
 
 
 def _nouns() -> tuple[str, ...]:
@@ -411,7 +459,8 @@ def sentences(fact: str) -> tuple[str, ...]:
     if kind in ("thing", "want"):
         outcome, holds, noun = rest.split("|")
         if kind == "want":
-            return ways_to_ask(outcome, holds == "0", (noun,))
+            asked = ways_to_ask(outcome, holds == "0", (noun,))
+            return tuple(said for said in asked if not said.startswith(_LET_BE))
         return tuple(said.format(f"the {noun}") for said in OUTCOMES[outcome][1 if holds == "1" else 3])
     if kind == "half":
         return tuple(

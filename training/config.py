@@ -48,8 +48,8 @@ class TrainConfig:
     order_images: int = 8
     """Images of each of them."""
     scene_starts: bool = False
-    """Score the images of a scene against one of them, as those of an episode against its first (`start_weight`):
-    what is merely unlike it is then worth nothing."""
+    """Score the images of a scene against one of them, whichever, as those of an episode are scored against its
+    first (`start_weight`): what is merely unlike it is then worth nothing."""
     contrast_weight: float = 0.0
     """Of a loss by which the score less that under the opposite task's sentence rises along a demonstration, for
     the pairs in vlm_reward.tasks.OPPOSITES, and orders scenes; 0, as in the paper, for none."""
@@ -167,6 +167,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.scene_starts and not (self.scenes and self.start_weight):
             raise ValueError("scene_starts needs scenes, and a start_weight")
+        if self.scene_starts and self.contrast_weight:
+            raise ValueError(
+                "scene_starts scores against one image, contrast_weight against a sentence: choose"
+            )
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), got {self.validation_fraction}")
         if self.learning_rate is not None and self.learning_rate <= 0:
@@ -193,7 +197,8 @@ class TrainConfig:
         beside |= {
             "lesson": self.lesson_weight,
             "wrong": self.wrong_weight,
-            "start": self.start_weight,
+            "start": self.start_weight and not self.scene_starts,
+            "starts": self.scene_starts,
             "head": self.head,
         }
         beside |= {"margin": self.rollout_margin and self.rollouts}

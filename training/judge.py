@@ -169,7 +169,7 @@ class Moments:
         kinds = [(of, max(1, round(count * share))) for share, of in zip(SHARES, self.of_kind, strict=True)]
         chosen = np.concatenate([rng.choice(of, number) for of, number in kinds if len(of)])
         views = rng.integers(self.frames.shape[1], size=len(chosen))
-        return chosen, shifted(self.frames[chosen, views], rng, REACH)
+        return chosen, shifted(self.frames[chosen, views], rng, REACH)[0]
 
 
 def told_loss(logits: Tensor, told: Tensor, asked: Tensor) -> Tensor:

@@ -90,6 +90,11 @@ def is_held_out(sentence: str) -> bool:
             "hammer",
             "move",
             "point at",
+            "tap",
+            "squeeze",
+            "use",
+            "kick",
+            "check",
         )
     )
     return presses and " button " in text and "coffee" not in text

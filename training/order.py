@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.captions import ASKS, WORDS, Ranking, Thing, rankings, rankings_of, sentences
+from training.captions import (
+    ASKS,
+    WORDS,
+    Ranking,
+    Thing,
+    present,
+    rankings,
+    rankings_of,
+    sentences,
+    spoken_of,
+)
 from training.language import is_held_out
 from training.scenes import POINTS, STATE
 from vlm_reward.cameras import WORKSPACE, Crop
@@ -93,7 +103,8 @@ class Scenes:
                     names.append(name)
                     self.things_of[name] = tuple(Thing(**thing) for thing in header["things"])
                     things.append(shard["things"])
-                    spots.append(shard["spots"])
+                    unknown = np.full((*shard["things"].shape[:2], 2), np.nan, np.float32)
+                    spots.append(shard.get("spots", unknown))
                 else:
                     name = header["task"]
                     things.append(shard["state"][:, None])
@@ -112,8 +123,13 @@ class Scenes:
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
         self.things, self.spots = _padded(things), _padded(spots)
         self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
+        of = [spoken_of(fact) for fact in self.facts]
+        seen_as = [f for f, fact in enumerate(self.facts) if fact.startswith("scene:")]
         for t, task in enumerate(names):  # what is said of other scenes only is false here
             columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
+            self.known[np.ix_(self.task == t, columns)] = 0
+            may = present(self._nouns_of(task))  # by another name
+            columns = [f for f, nouns in enumerate(of) if nouns & may]
             self.known[np.ix_(self.task == t, columns)] = 0
         start = 0
         for count, true, false in rows:
@@ -121,12 +137,23 @@ class Scenes:
                 row, column = np.nonzero(ids >= 0)
                 self.known[start + row, ids[row, column]] = value
             start += count
+        for t, task in enumerate(names):  # nor is it said that there is no such thing
+            may = present(self._nouns_of(task))
+            block = np.ix_(self.task == t, [f for f in seen_as if of[f] & may])
+            self.known[block] = np.maximum(self.known[block], 0)
 
         self._doubt_what_is_said_twice()
         view = np.concatenate(parts["view"])
         self.rows = [np.flatnonzero(self.task == t) for t in range(len(names))]
         self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(names))}
+
+    def _nouns_of(self, task: str) -> list[str]:
+        """What is spoken of in the sentences of a task, or what is in a world."""
+        if task in self.things_of:
+            return [thing.noun for thing in self.things_of[task]]
+        words = WORDS[task]
+        return [*words.noun, words.goal, *words.start[1:], *words.end[1:]]
 
     def _doubt_what_is_said_twice(self) -> None:
         """No sentence is false of an image where another fact with the same sentence holds, or may.
@@ -187,10 +214,20 @@ def split_sentences(fact: str) -> tuple[list[str], list[str]]:
     return [s for i, s in enumerate(said) if i % 5 != 4], [s for i, s in enumerate(said) if i % 5 == 4]
 
 
-def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> np.ndarray:
-    """Each frame moved by up to `reach` pixels; its border repeats."""
+def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Each frame [N, S, S, 3] moved by up to `reach` pixels; its border repeats.
+
+    Returns:
+        The frames, and by how much what they show has moved: float32 [N, 2], of an image from -1 to 1 (right, up).
+    """
     moves = rng.integers(-reach, reach + 1, (len(frames), 2))
-    return np.stack([moved(frame, up, left) for frame, (up, left) in zip(frames, moves, strict=True)])
+    shown = np.stack([moved(frame, up, left) for frame, (up, left) in zip(frames, moves, strict=True)])
+    return shown, (moves[:, ::-1] * np.array((-2, 2)) / frames.shape[1]).astype(np.float32)
+
+
+def inside(spots: np.ndarray) -> np.ndarray:
+    """Places in images [..., 2] in [-1, 1], NaN where they are outside."""
+    return np.where((np.abs(spots) <= 1).all(-1, keepdims=True), spots, np.nan).astype(np.float32)
 
 
 def moved(frame: np.ndarray, up: int, left: int) -> np.ndarray:
@@ -208,8 +245,8 @@ class Ranked:
         sentence: what is said.
         values: [G], higher is truer; NaN where nobody knows.
         gap: values nearer than this count as equal.
-        spots: [G, 2], where in each image that is of which the sentence speaks, in [-1, 1] (right, up); NaN where
-            it is not in it.
+        spots: [G, 2], where in each image the thing is that it orders by, in [-1, 1] (right, up); NaN where that
+            is not in it, or the sentence has no name for it.
         pairs: bool [G, G], which two may be compared; None for any.
         against: what is said of the contrary, whose score is to be subtracted; None for nothing.
     """
@@ -258,6 +295,12 @@ class Orders:
             )
             for each in kinds
         ]
+        self.nouns = [
+            [[thing.noun] for thing in scenes.things_of[task]]
+            if task in scenes.things_of
+            else [WORDS[task].noun]
+            for task in scenes.tasks
+        ]
         worlds = np.array([task in scenes.things_of for task in scenes.tasks])
         self._often = None
         if worlds.any():
@@ -304,8 +347,11 @@ class Orders:
                 values = measured(state, name, sign)
                 stated = fact.startswith(("state:", "object:", "thing:")) and apart[group].any()
                 pairs = apart[group] if stated else None
+                sentence = said(fact)
                 spots = self.scenes.spots[rows[group], thing]
-                ranked.append(Ranked(group, said(fact), values, GAPS[name], spots, pairs))
+                if not any(f" {noun} " in f" {sentence} " for noun in self.nouns[task][thing]):
+                    spots = np.full_like(spots, np.nan)
+                ranked.append(Ranked(group, sentence, values, GAPS[name], spots, pairs))
                 contrary = [one for one in kind if one[2] == -sign]
                 if self.contrast and contrary:
                     against, name, _ = contrary[rng.integers(len(contrary))]

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from training.language import Lesson, Teacher, instructions, is_held_out, lessons, make_tokenizer, words
-from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
+from training.order import Orders, Ranked, Scenes, inside, ranked_loss, shifted
 from training.scenes import POINTS, STATE
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec, Crop
@@ -103,8 +103,8 @@ class Config:
     learning_rate: float = 1e-3
     """Peak, vision."""
     text_rate: float = 0.2
-    """The text tower's in the second and third stage, as a share of it. With 0 the tower stays what it is in
-    `start`, and no lesson is given: a third faster."""
+    """The text tower's in the second and third stage, as a share of `learning_rate`. With 0 the tower stays what
+    it is in `start`, and no lesson is given: a third faster."""
     weight_decay: float = 0.05
     """AdamW's."""
     threads: int = 2
@@ -316,8 +316,8 @@ class Material:
         general: sentences without images.
         lessons: instructions and their outcomes.
         taught: the teacher's embeddings of all sentences of `orders` and `general`.
-        place: sentence -> row of `taught`.
-        said: where the text tower does not learn, its embeddings of the same.
+        place: sentence -> row of `taught`, or of `said`.
+        said: where the text tower does not learn, its embeddings of the sentences of `orders`.
     """
 
     orders: Orders
@@ -343,6 +343,8 @@ def pretrain(config: Config) -> None:
     for needed in (state, config.work / "tokenizer") if config.resume else ():
         if not needed.exists():
             raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
+    if not config.text_rate >= 0:
+        raise ValueError(f"--text-rate is a share, at least 0, got {config.text_rate}")
     if not (config.text_rate or config.start):
         raise ValueError("--text-rate 0 leaves the text tower as it is in --start, which is not given")
     torch.set_num_threads(config.threads)
@@ -402,8 +404,10 @@ def pretrain(config: Config) -> None:
         fused=True,
     )
     step = load_state(state, modules, first, second) if config.resume else 0
-    own = None if config.text_rate else said_by(model, tokenizer, list(place), config.text_length)
-    material = Material(orders, general, taught_lessons, taught, place, own)
+    material = Material(orders, general, taught_lessons, taught, place)
+    if not config.text_rate:
+        own = said_by(model, tokenizer, captions, config.text_length)
+        material = replace(material, said=own, place={s: i for i, s in enumerate(captions)})
     ordering = config.text_steps + config.steps  # the first step of the third stage
     total = ordering + config.order_steps
     began, shown = time.monotonic(), {}
@@ -463,7 +467,7 @@ def step_losses(
 
     Images, half as many captions, some general sentences; in the third stage also a sentence of each group
     of `training.captions.rankings` for each task of the batch, whose images it orders, and a quarter as many
-    lessons.
+    lessons. Where the text tower does not learn there are captions and sentences that order alone.
     """
     model: Any = modules["model"]
     heads: Any = modules["heads"]
@@ -496,7 +500,8 @@ def step_losses(
         "lesson": [*asked, *done, *undone],
     }
     size = model.config.vision_config.image_size
-    frames = preprocess(shifted(scenes.frames[rows], rng), size=size, mean=MEAN, std=STD)
+    shown, moves = shifted(scenes.frames[rows], rng)
+    frames = preprocess(shown, size=size, mean=MEAN, std=STD)
     contrast, light = (
         torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
         for low, high in ((0.8, 1.2), (-0.15, 0.15))
@@ -520,7 +525,7 @@ def step_losses(
     losses = {
         "caption": sigmoid_loss(images @ unit["caption"].T * scale + model.logit_bias, labels),
         "state": masked_huber(state, torch.from_numpy(scenes.state[rows])),
-        "points": masked_huber(points, torch.from_numpy(scenes.points[rows])),
+        "points": masked_huber(points, torch.from_numpy(inside(scenes.points[rows] + moves[:, None]))),
     }
     if learns:
         taught = material.taught[[material.place[s] for s in texts + extra]]
@@ -528,6 +533,7 @@ def step_losses(
     if ordered:
         losses["order"] = ranked_loss(images, unit["order"], ranked)
         groups, spots = [one.group for one in ranked], np.stack([one.spots for one in ranked])
+        spots = inside(spots + moves.reshape(-1, config.group, 2)[groups])
         losses["where"] = heads.grounding_loss(patches, unit["order"], groups, torch.from_numpy(spots))
         if learns:
             losses["lesson"] = lesson_loss(*unit["lesson"].chunk(3))  # pyright: ignore[reportArgumentType]

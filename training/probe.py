@@ -114,6 +114,8 @@ def sight(model: RewardModel, scenes: Scenes, images: np.ndarray) -> dict[str, f
                     images[rows] @ goal.numpy(),
                 )
                 better = values[:, None] - values > GAPS[name]
+                if model.start_weight:
+                    better[0] = better[:, 0] = False
                 if better.any():
                     found[kind].append(float((scores[:, None] > scores)[better].mean()))
     return {kind: 100 * float(np.mean(shares)) for kind, shares in found.items()}

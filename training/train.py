@@ -262,7 +262,7 @@ def train(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> 
         assert orders
         rng = np.random.default_rng([seed, 1])
         rows, ranked = orders.draw(config.order_groups, config.order_images, rng)
-        frames = shifted(orders.scenes.frames[rows], rng)
+        frames, _ = shifted(orders.scenes.frames[rows], rng)
         both = [(one.sentence, one.against) for one in ranked]
         said = list(dict.fromkeys(sentence for pair in both for sentence in pair if sentence))
         with autocast():

@@ -484,7 +484,8 @@ def make_world(
 
     Returns:
         Its things, and what `training.scenes.make_shard` returns, with `state` NaN where it is of a thing, and
-        `things` float32 [N, THINGS, len(STATE)], the state vector with each thing as the object, NaN past them.
+        `things` float32 [N, THINGS, len(STATE)], the state vector with each thing as the object, NaN past them,
+        and `spots` float32 [N, THINGS, 2], where in the image each is, hidden or not, NaN where outside of it.
     """
     rng = np.random.default_rng(seed)
     world = World(rng)
