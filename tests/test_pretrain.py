@@ -617,6 +617,50 @@ def _interrupt_at(function, call):
     return wrapped
 
 
+def test_each_image_of_a_group_has_its_own_patch():
+    heads = pretrain.Heads(6, 4)
+    generator = torch.Generator().manual_seed(0)
+    patches, texts = torch.randn(6, 4, 6, generator=generator), torch.randn(3, 6, generator=generator)
+    groups, spots = [2, 0, 2], torch.rand(3, 2, 2, generator=generator) * 2 - 1
+    missed = []
+    for r, group in enumerate(groups):
+        for g in range(2):
+            logits = heads.shown(patches[2 * group + g]) @ heads.asked(texts[r]) / 6**0.5
+            away = (spots[r, g] - heads.centres).square().sum(-1)
+            target = torch.softmax(-away / (2 * 0.5**2), 0)  # half a patch of 2 x 2 is .5
+            missed.append((target * (target.log() - logits.log_softmax(0))).sum().item())
+    loss = heads.grounding_loss(patches, texts, groups, spots).item()
+    assert loss == pytest.approx(np.mean(missed), abs=1e-5)
+    assert np.std(missed) > 0.05
+
+
+def test_pairs_without_the_first_leave_those_given_as_they_are():
+    pairs = np.ones((3, 3), bool)
+    one = order.Ranked(0, "", np.arange(3.0), 0.1, np.zeros((3, 2)), pairs)
+    kept = order.without_first(one)
+    assert kept.sum() == 4
+    assert kept[1:, 1:].all()
+    assert pairs.all()
+
+
+def test_sight_against_a_first_frame_counts_what_is_unlike_it(shards):
+    data = order.Scenes([shards], ["window-open-v3", "push-v3"])
+    near = data.state[:, scenes.STATE.index("hand_object")]
+    images = np.stack([-near, near**2], 1).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+
+    class Model:
+        start_weight = 0.0
+
+        def embed_text(self, said):
+            return np.tile(np.float32((1, 0)), (len(said), 1))
+
+    plain = probe.sight(Model(), data, images)["near"]  # pyright: ignore[reportArgumentType]
+    Model.start_weight = 1000.0  # nothing but being unlike the first: whoever is further off, either way
+    against = probe.sight(Model(), data, images)["near"]  # pyright: ignore[reportArgumentType]
+    assert abs(plain - against) > 5
+
+
 def test_what_an_image_shows_moves_with_it():
     frame = np.zeros((1, 20, 20, 3), np.uint8)
     frame[0, 6, 12] = 255  # at x = .25, y = +.35
