@@ -571,6 +571,8 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
     pretrain.pretrain(pretrain.Config(work=tmp_path / "g", resume=True, **longer))
     for name, value in DualEncoder.from_pretrained(tmp_path / "locked").state_dict().items():
         assert torch.equal(whole[name], value)
+    with pytest.raises(ValueError, match="--text-rate is a share, at least 0, got -1"):
+        pretrain.pretrain(pretrain.Config(text_rate=-1.0, output=tmp_path / "no"))
     with pytest.raises(ValueError, match="leaves the text tower as it is in --start, which is not given"):
         pretrain.pretrain(pretrain.Config(text_rate=0.0, output=tmp_path / "no"))
 
@@ -671,7 +673,7 @@ def test_what_an_image_shows_moves_with_it():
             np.add((0.25, 0.35), move), ((x + 0.5) / 10 - 1, 1 - (y + 0.5) / 10), atol=1e-6
         )
     np.testing.assert_array_equal(
-        order.inside(np.array([[0.5, -1.0], [0.5, 1.01]])), np.float32([[0.5, -1], [np.nan, np.nan]])
+        scenes.inside(np.array([[0.5, -1.0], [0.5, 1.01]])), np.float32([[0.5, -1], [np.nan, np.nan]])
     )
 
 

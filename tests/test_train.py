@@ -276,6 +276,11 @@ def test_damaged_state_is_refused(config: TrainConfig) -> None:
         ({"resume": True}, FileNotFoundError, "nothing to resume"),
         ({"lora_targets": ("heads",)}, ValueError, "LoRA targets"),
         ({"scene_starts": True}, ValueError, "scene_starts needs scenes, and a start_weight"),
+        (
+            {"scene_starts": True, "scenes": (Path("x"),), "start_weight": 0.5, "contrast_weight": 1.0},
+            ValueError,
+            "scene_starts scores against one image, contrast_weight against a sentence: choose",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_nothing_is_written(

@@ -214,8 +214,14 @@ class TrainConfig:
         for new in ("adapter", "head"):  # as in runs before there was one
             if not fields[new]:
                 del fields[new]
-        later_ones = ("contrast_weight", "lesson_weight", "wrong_weight", "start_weight", "rollout_margin")
-        later_ones += ("scene_starts",)
+        later_ones = (
+            "scene_starts",
+            "contrast_weight",
+            "lesson_weight",
+            "wrong_weight",
+            "start_weight",
+            "rollout_margin",
+        )
         for later in later_ones:  # as in runs before there was one
             fields[later] = getattr(self, later) or None
         fields["rollout_weight"] = self.rollout_weight if self.rollouts else None

@@ -122,14 +122,14 @@ class Scenes:
         self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
         self.things, self.spots = _padded(things), _padded(spots)
-        self.known = np.full((len(self.frames), len(self.facts)), -1, np.int8)
-        of = [spoken_of(fact) for fact in self.facts]
-        seen_as = [f for f, fact in enumerate(self.facts) if fact.startswith("scene:")]
-        for t, task in enumerate(names):  # what is said of other scenes only is false here
-            columns = [f for f in task_facts[task] if not self.facts[f].startswith("scene:")]
-            self.known[np.ix_(self.task == t, columns)] = 0
-            may = present(self._nouns_of(task))  # by another name
-            columns = [f for f, nouns in enumerate(of) if nouns & may]
+        # What is said of other scenes only is false here; but not what may be there by another name.
+        words = [present(self._words(task)) for task in names]
+        spoken = [spoken_of(fact) for fact in self.facts]
+        may = np.array([[not nouns.isdisjoint(there) for nouns in spoken] for there in words])
+        self.known = np.where(may, 0, -1).astype(np.int8)[self.task]
+        named = np.array([fact.startswith("scene:") for fact in self.facts])
+        for t, task in enumerate(names):
+            columns = [f for f in task_facts[task] if not named[f]]
             self.known[np.ix_(self.task == t, columns)] = 0
         start = 0
         for count, true, false in rows:
@@ -137,10 +137,9 @@ class Scenes:
                 row, column = np.nonzero(ids >= 0)
                 self.known[start + row, ids[row, column]] = value
             start += count
-        for t, task in enumerate(names):  # nor is it said that there is no such thing
-            may = present(self._nouns_of(task))
-            block = np.ix_(self.task == t, [f for f in seen_as if of[f] & may])
-            self.known[block] = np.maximum(self.known[block], 0)
+        self.known[(self.known < 0) & (may & named)[self.task]] = (
+            0  # nor is it said that there is no such thing
+        )
 
         self._doubt_what_is_said_twice()
         view = np.concatenate(parts["view"])
@@ -148,12 +147,19 @@ class Scenes:
         self.of_view = [[rows[view[rows] == v] for v in np.unique(view[rows])] for rows in self.rows]
         self._sometimes = {t: (self.known[self.task == t] > 0).any(0) for t in range(len(names))}
 
-    def _nouns_of(self, task: str) -> list[str]:
-        """What is spoken of in the sentences of a task, or what is in a world."""
+    def nouns(self, task: str) -> list[tuple[str, ...]]:
+        """What each thing of a task or a world is called."""
         if task in self.things_of:
-            return [thing.noun for thing in self.things_of[task]]
+            return [(thing.noun,) for thing in self.things_of[task]]
+        return [WORDS[task].noun]
+
+    def _words(self, task: str) -> list[str]:
+        """The same, and what else the sentences of a task speak of."""
+        said = [noun for nouns in self.nouns(task) for noun in nouns]
+        if task in self.things_of:
+            return said
         words = WORDS[task]
-        return [*words.noun, words.goal, *words.start[1:], *words.end[1:]]
+        return [*said, words.goal, *words.start[1:], *words.end[1:]]
 
     def _doubt_what_is_said_twice(self) -> None:
         """No sentence is false of an image where another fact with the same sentence holds, or may.
@@ -225,11 +231,6 @@ def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> tup
     return shown, (moves[:, ::-1] * np.array((-2, 2)) / frames.shape[1]).astype(np.float32)
 
 
-def inside(spots: np.ndarray) -> np.ndarray:
-    """Places in images [..., 2] in [-1, 1], NaN where they are outside."""
-    return np.where((np.abs(spots) <= 1).all(-1, keepdims=True), spots, np.nan).astype(np.float32)
-
-
 def moved(frame: np.ndarray, up: int, left: int) -> np.ndarray:
     """A frame [S, S, 3] moved by so many pixels; its border repeats."""
     base, last = np.arange(len(frame)), len(frame) - 1
@@ -295,12 +296,7 @@ class Orders:
             )
             for each in kinds
         ]
-        self.nouns = [
-            [[thing.noun] for thing in scenes.things_of[task]]
-            if task in scenes.things_of
-            else [WORDS[task].noun]
-            for task in scenes.tasks
-        ]
+        self.nouns = [scenes.nouns(task) for task in scenes.tasks]
         worlds = np.array([task in scenes.things_of for task in scenes.tasks])
         self._often = None
         if worlds.any():

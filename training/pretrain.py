@@ -42,8 +42,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from training.language import Lesson, Teacher, instructions, is_held_out, lessons, make_tokenizer, words
-from training.order import Orders, Ranked, Scenes, inside, ranked_loss, shifted
-from training.scenes import POINTS, STATE
+from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
+from training.scenes import POINTS, STATE, inside
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.encoder import locate
@@ -484,7 +484,8 @@ def step_losses(
         if len(pool):
             facts.append(int(choose(pool)))
     texts = [str(choose(said[scenes.facts[fact]])) for fact in facts]
-    learns = material.said is None  # the text tower
+    own = material.said
+    learns = own is None  # the text tower
     extra = [
         material.general[i]
         for i in rng.integers(0, len(material.general), config.batch // 4 if learns else 0)
@@ -509,10 +510,10 @@ def step_losses(
     with torch.autocast("cpu", torch.bfloat16):
         patches, pooled = image_features(model, frames * contrast + light)
         everything = [s for kind in kinds.values() for s in kind]
-        if material.said is None:
+        if own is None:
             text = text_features(model, tokenizer, everything, config.text_length)
         else:
-            text = material.said[[material.place[s] for s in everything]]
+            text = own[[material.place[s] for s in everything]]
         points = heads.points(patches)
         state = heads.state(pooled).float()
         imitated = text[: len(texts) + len(extra)]
@@ -536,7 +537,8 @@ def step_losses(
         spots = inside(spots + moves.reshape(-1, config.group, 2)[groups])
         losses["where"] = heads.grounding_loss(patches, unit["order"], groups, torch.from_numpy(spots))
         if learns:
-            losses["lesson"] = lesson_loss(*unit["lesson"].chunk(3))  # pyright: ignore[reportArgumentType]
+            one, two, three = unit["lesson"].chunk(3)
+            losses["lesson"] = lesson_loss(one, two, three)
     return losses
 
 

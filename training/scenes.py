@@ -314,6 +314,11 @@ def read_actions(file: Path) -> tuple[str, np.ndarray, np.ndarray]:
     return task, seeds, actions
 
 
+def inside(points: np.ndarray) -> np.ndarray:
+    """Image coordinates [..., 2], NaN where they are outside of [-1, 1]."""
+    return np.where((np.abs(points) <= 1).all(-1, keepdims=True), points, np.nan).astype(np.float32)
+
+
 class Shard:
     """The rows of a shard in the making, view by view of one moment after the other.
 
@@ -333,8 +338,7 @@ class Shard:
         seen = project(self.env.data, self.env.model, camera, points)
         if self.crop:
             seen = within(seen, WORKSPACE[camera])
-        seen[(np.abs(seen) > 1).any(1)] = np.nan
-        return seen
+        return inside(seen)
 
     def add(
         self,
