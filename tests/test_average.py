@@ -1,5 +1,6 @@
 """The average of adapters is the mean of their weights, exactly, and is refused where it would mean nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.synthetic import SPEC
-from training.average import average, main
+from training.average import average, average_backbones, main
 from vlm_reward.encoder import ADAPTER_WEIGHTS, DualEncoder
 from vlm_reward.reward_model import RewardModel
 
@@ -81,3 +82,62 @@ def test_the_command_keeps_what_is_there(tiny_backbone_dir, tmp_path, monkeypatc
         main()
     monkeypatch.setattr("sys.argv", [*words, "--overwrite"])
     main()
+
+
+def backbone(folder: Path, of: Path, seed: int, tasks: list[str], **changed) -> str:
+    """A backbone of `training.pretrain`, to whose weights noise was added."""
+    encoder = DualEncoder.from_pretrained(of)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
+    RewardModel(encoder, camera_spec=SPEC, **changed).save_pretrained(folder)
+    facts = {"start": "other", "width": 8, "stand_ins": ["task-2"], "train_tasks": tasks}
+    (folder / "pretraining.json").write_text(json.dumps(facts))
+    return str(folder)
+
+
+def test_backbones_average_to_a_backbone(tiny_backbone_dir, tmp_path, monkeypatch, capsys):
+    names = [backbone(tmp_path / f"b{seed}", tiny_backbone_dir, seed, [f"task-{seed}"]) for seed in range(3)]
+    words = ["average", *names, "--output", str(tmp_path / "soup")]
+    monkeypatch.setattr("sys.argv", words)
+    main()
+    assert "average of 3 backbones" in capsys.readouterr().out
+    theirs = [load_file(Path(name, "model.safetensors")) for name in names]
+    for key, weight in load_file(tmp_path / "soup" / "model.safetensors").items():
+        assert weight.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            weight.float(), sum(each[key].float() for each in theirs) / 3, atol=2e-3, rtol=1e-2
+        )
+    found = RewardModel.from_pretrained(tmp_path / "soup")
+    assert not found.encoder.has_adapter
+    assert found.camera_spec == SPEC
+    facts = json.loads((tmp_path / "soup" / "pretraining.json").read_text())
+    assert facts["averaged"] == names
+    assert facts["train_tasks"] == ["task-0", "task-1", "task-2"]
+    assert facts["stand_ins"] == []  # one of them has learned from it
+    assert facts["width"] == 8
+    with pytest.raises(SystemExit, match="holds a backbone already; --overwrite"):
+        main()
+    monkeypatch.setattr("sys.argv", [*words, "--start-weight", "0.5"])
+    with pytest.raises(SystemExit, match="a backbone already"):
+        main()
+    monkeypatch.setattr("sys.argv", [*words, "--start-weight", "0.5", "--overwrite"])
+    with pytest.raises(SystemExit, match="backbones have no start weight"):
+        main()
+
+
+def test_backbones_without_an_average(tiny_backbone_dir, tmp_path):
+    one = backbone(tmp_path / "one", tiny_backbone_dir, 1, ["task-1"])
+    with pytest.raises(ValueError, match="needs two backbones or more"):
+        average_backbones([one], tmp_path / "soup")
+    adapter = make(tmp_path / "adapter", tiny_backbone_dir, 1)
+    with pytest.raises(ValueError, match="adapter is no bare backbone"):
+        average_backbones([one, adapter], tmp_path / "soup")
+    with pytest.raises(FileNotFoundError, match=r"no backbone of training.pretrain: it has no pretraining"):
+        average_backbones([one, tiny_backbone_dir], tmp_path / "soup")
+    crops = dict.fromkeys(SPEC.cameras, (0.25, 0.25, 0.5))
+    parts = backbone(tmp_path / "parts", tiny_backbone_dir, 2, ["task-1"], crops=crops)
+    with pytest.raises(ValueError, match="different crops"):
+        average_backbones([one, parts], tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()

@@ -1,6 +1,7 @@
 """An ensemble scores as its members do together, whatever each of them looks at."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,23 @@ def test_it_is_saved_by_the_names_of_its_members(tiny_adapter_dir, members, fram
         both.push_to_hub("me/both")
 
 
+def test_what_it_asks_of_all_members_is_saved(tiny_adapter_dir, members, frames, tmp_path):
+    members[1].save_pretrained(tmp_path / "parted")
+    names = [str(tiny_adapter_dir), str(tmp_path / "parted")]
+    loaded = [RewardModel.from_pretrained(name, dtype=torch.float32) for name in names]
+    both = Ensemble(loaded, [1.0, 1.0], approach_weight=0.5, names=names)
+    assert both.approach_weight == 0.5
+    expected = sum(0.5 * one.with_approach_weight(0.5).score(frames, TEXT, start=frames[0]) for one in loaded)
+    np.testing.assert_allclose(both.score(frames, TEXT, start=frames[0]), expected, atol=1e-6)
+    both.save_pretrained(tmp_path / "both")
+    facts = json.loads((tmp_path / "both" / module.METADATA).read_text())
+    assert (facts["format_version"], facts["approach_weight"]) == (7, 0.5)  # an older library refuses it
+    again = RewardModel.from_pretrained(tmp_path / "both", dtype=torch.float32)
+    np.testing.assert_allclose(again.score(frames, TEXT, start=frames[0]), expected, atol=1e-6)
+    again.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / module.METADATA).read_text())["approach_weight"] == 0.5
+
+
 def test_an_ensemble_is_no_adapter(tiny_adapter_dir, members, tmp_path):
     members[1].save_pretrained(tmp_path / "parted")
     names = [str(tiny_adapter_dir), str(tmp_path / "parted")]
@@ -168,3 +186,11 @@ def test_the_command_weighs_each_by_the_inverse_of_its_spread(
     assert made.weights[0] / made.weights[1] == pytest.approx(spreads[1] / spreads[0])
     with pytest.raises(FileExistsError, match="--overwrite replaces it"):
         command.main(config)
+    command.main(replace(config, approach_weight=1.0, overwrite=True))
+    near = RewardModel.from_pretrained(tmp_path / "both")
+    spreads = [
+        command.spread(model.with_approach_weight(1), "test/rollouts-v0", config.cache) for model in loaded
+    ]
+    assert isinstance(near, Ensemble)
+    assert near.approach_weight == 1
+    assert near.weights[0] / near.weights[1] == pytest.approx(spreads[1] / spreads[0])

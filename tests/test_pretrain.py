@@ -553,7 +553,7 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
         pretrain.pretrain(pretrain.Config(start=str(shards), output=tmp_path / "no"))
 
     # With the text tower left alone only the images' learns.
-    locked = on | {"learning_rate": 1e-2, "text_rate": 0.0, "output": tmp_path / "locked"}
+    locked = on | {"learning_rate": 1e-2, "text_rate": 0.0, "cover": 1.0, "output": tmp_path / "locked"}
     pretrain.pretrain(pretrain.Config(work=tmp_path / "d", **locked))
     found = dict(DualEncoder.from_pretrained(tmp_path / "locked").named_parameters())
     for name, value in encoder.named_parameters():
@@ -573,6 +573,8 @@ def test_a_tiny_backbone_is_pretrained_resumed_and_loaded(shards, tmp_path, monk
         assert torch.equal(whole[name], value)
     with pytest.raises(ValueError, match="--text-rate is a share, at least 0, got -1"):
         pretrain.pretrain(pretrain.Config(text_rate=-1.0, output=tmp_path / "no"))
+    with pytest.raises(ValueError, match=r"--cover is a share, from 0 to 1, got 1\.5"):
+        pretrain.pretrain(pretrain.Config(cover=1.5, output=tmp_path / "no"))
     with pytest.raises(ValueError, match="leaves the text tower as it is in --start, which is not given"):
         pretrain.pretrain(pretrain.Config(text_rate=0.0, output=tmp_path / "no"))
 
@@ -675,6 +677,28 @@ def test_what_an_image_shows_moves_with_it():
     np.testing.assert_array_equal(
         scenes.inside(np.array([[0.5, -1.0], [0.5, 1.01]])), np.float32([[0.5, -1], [np.nan, np.nan]])
     )
+
+
+def test_what_covers_an_image_leaves_its_points():
+    rng = np.random.default_rng(0)
+    frames = np.broadcast_to(np.arange(1, 65, dtype=np.uint8)[:, None, None, None], (64, 48, 48, 3)).copy()
+    points = rng.uniform(-1, 1, (64, 2, 2))
+    points[::2, 1] = np.nan
+    before = frames.copy()
+    shown = order.covered(frames, points, 0.75, rng)
+    np.testing.assert_array_equal(frames, before)
+    for frame, own, there in zip(shown, frames, points, strict=True):
+        for x, y in there[~np.isnan(there).any(-1)]:
+            row, column = int((0.5 - y / 2) * 48), int((0.5 + x / 2) * 48)
+            assert (frame[row, column] == own[0, 0]).all()
+    changed = (shown != frames).any(-1)
+    share = changed.any((1, 2)).mean()
+    assert 0.5 < share <= 0.75  # where each lies over a point, or is cut from one, none is put
+    assert 0.02 < changed.mean() < 0.25
+    grey = (shown[..., :1] == shown).all(-1) & changed  # cut from another frame, each of one grey here
+    assert 0.3 < grey.sum() / changed.sum() < 0.7
+    assert set(shown[grey][:, 0].tolist()) <= set(range(1, 65))
+    np.testing.assert_array_equal(order.covered(frames, points, 0.0, rng), frames)
 
 
 def test_what_is_spoken_of_and_what_may_be_there_by_another_name():

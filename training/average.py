@@ -1,15 +1,19 @@
-"""Average adapters of one backbone into one that is harder to hack, and no slower.
+"""Average adapters of one backbone, or backbones of one line, into one that generalises better and is no slower.
 
     python -m training.average siglip2-tiny/triplet+order+start siglip2-tiny/triplet+order+wrong+start \\
         --start-weight 0.5 --output runs/warm
+    python -m training.average siglip2-tiny-zoom siglip2-tiny-worlds out/things --output out/soup
 
-What several runs agree on stays; what one of them alone overrates is divided by their number. The average is
-exact: LoRA's factors side by side, so that its rank is the sum of theirs; merged when loaded, it costs what one
-costs.
+What several runs agree on stays; what one of them alone overrates is divided by their number. The average of
+adapters is exact: LoRA's factors side by side, so that its rank is the sum of theirs; merged when loaded, it costs
+what one costs. Backbones have an average where each was trained on from another of them (training.pretrain
+--start), so that their weights lie in one valley; of those that were trained apart it is noise.
 
-Reference: Ramé et al., "WARM: On the Benefits of Weight Averaged Reward Models", ICML 2024 (arXiv 2401.12187).
+References: Ramé et al., "WARM: On the Benefits of Weight Averaged Reward Models", ICML 2024 (arXiv 2401.12187);
+Wortsman et al., "Model soups", ICML 2022 (arXiv 2203.05482).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +26,28 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder
+from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder, locate
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
+
+PRETRAINING = "pretraining.json"
+"""What `training.pretrain` writes of a backbone, beside its weights."""
+HELD = {ADAPTER_CONFIG: "an adapter", "config.json": "a backbone"}
 
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """Average the weights of adapters."""
+    """Average the weights of adapters, or of backbones."""
 
-    adapters: tyro.conf.Positional[tuple[str, ...]]
-    """Two or more of the same backbone, cameras and layers: names under checkpoints/, folders or Hub ids."""
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Two or more adapters of the same backbone, cameras and layers, or backbones of one line and the same crops:
+    names under checkpoints/, folders or Hub ids."""
     output: Path
     """Folder of their average."""
     start_weight: float | None = None
     """Of the average (vlm_reward.similarity.toward); that of the adapters when not given and all have the same."""
     overwrite: bool = False
-    """Replace an adapter in `output`."""
+    """Replace an average in `output`."""
 
 
 def average(adapters: Sequence[str | Path], start_weight: float | None = None) -> RewardModel:
@@ -85,6 +94,47 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
     return RewardModel(encoder, **like, start_weight=weight, metadata=facts)
 
 
+def average_backbones(backbones: Sequence[str | Path], output: Path) -> None:
+    """Write the backbone whose weights are the mean of those of `backbones`, which all count the same.
+
+    In bfloat16, with what `training.pretrain --start` needs to go on from it.
+
+    Raises:
+        ValueError: fewer than two; an adapter among them; other sizes, sentences' pieces or crops.
+        FileNotFoundError: no such backbone, or one that is not `training.pretrain`'s.
+    """
+    names = [str(backbone) for backbone in backbones]
+    if len(names) < 2:
+        raise ValueError(f"an average needs two backbones or more, got {', '.join(names) or 'none'}")
+    models = [RewardModel.from_pretrained(name, dtype=torch.float32) for name in names]
+    if adapted := [
+        name
+        for name, model in zip(names, models, strict=True)
+        if model.encoder.has_adapter or isinstance(model, Ensemble)
+    ]:
+        raise ValueError(f"{', '.join(adapted)} is no bare backbone, which others here are")
+    facts = []
+    for name in names:
+        if not (file := locate(name) / PRETRAINING).exists():
+            raise FileNotFoundError(f"{name} is no backbone of training.pretrain: it has no {PRETRAINING}")
+        facts.append(json.loads(file.read_text()))
+    states = [model.encoder.model.state_dict() for model in models]
+    same("sizes", names, [{key: tuple(value.shape) for key, value in state.items()} for state in states])
+    same("pixels", names, [model.image_size for model in models])
+    same("pieces of words", names, [model.encoder.tokenizer.get_vocab() for model in models])
+    same("cameras", names, [model.camera_spec for model in models])
+    same("crops", names, [model.crops for model in models])
+    state = {key: torch.stack([one[key].float() for one in states]).mean(0) for key in states[0]}
+    encoder = models[0].encoder
+    encoder.model.load_state_dict(state)
+    encoder.model.to(torch.bfloat16)
+    RewardModel(encoder, camera_spec=models[0].camera_spec, crops=models[0].crops).save_pretrained(output)
+    tasks = sorted({task for fact in facts for task in fact["train_tasks"]})
+    unseen = [task for task in facts[0]["stand_ins"] if task not in tasks]
+    made = facts[0] | {"start": None, "averaged": names, "stand_ins": unseen, "train_tasks": tasks}
+    (output / PRETRAINING).write_text(json.dumps(made, indent=1))
+
+
 def mean(
     parts: Sequence[tuple[LoraConfig, Mapping[str, Tensor]]], backbone: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -115,23 +165,29 @@ def mean(
 def same(what: str, names: Sequence[str], values: Sequence[object], hint: str = "") -> None:
     """ValueError unless all adapters have the same."""
     if any(value != values[0] for value in values):
-        listed = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-        raise ValueError(f"these adapters have different {what} ({listed}), so they have no average{hint}")
+        listed = ", ".join(f"{name} {value}"[:80] for name, value in zip(names, values, strict=True))
+        raise ValueError(f"these have different {what} ({listed}), so they have no average{hint}")
 
 
 def main() -> None:
     """Read the command line, average, and say where it is."""
     config = tyro.cli(AverageConfig, prog="python -m training.average", description=__doc__)
-    if (config.output / ADAPTER_CONFIG).exists() and not config.overwrite:
-        raise SystemExit(f"error: {config.output} holds an adapter already; --overwrite it, or take another")
+    kind = next((kind for name, kind in HELD.items() if (config.output / name).exists()), None)
+    if kind and not config.overwrite:
+        raise SystemExit(f"error: {config.output} holds {kind} already; --overwrite it, or take another")
     try:
-        model = average(config.adapters, config.start_weight)
+        bare = bool(config.models) and not (locate(config.models[0]) / ADAPTER_CONFIG).exists()
+        if bare and config.start_weight is not None:
+            raise ValueError("backbones have no start weight: leave --start-weight out")
         if config.overwrite:
             (config.output / "README.md").unlink(missing_ok=True)  # the card of what is replaced
-        model.save_pretrained(config.output)
+        if bare:
+            average_backbones(config.models, config.output)
+        else:
+            average(config.models, config.start_weight).save_pretrained(config.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"average of {len(config.adapters)} adapters: {config.output}")
+    print(f"average of {len(config.models)} {'backbones' if bare else 'adapters'}: {config.output}")
 
 
 if __name__ == "__main__":

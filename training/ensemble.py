@@ -39,6 +39,9 @@ class EnsembleConfig:
     """Rollouts of training tasks, over which the spread of the scores is measured."""
     cache: Path | None = None
     """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
+    approach_weight: float | None = None
+    """How much it counts, with each of them, that the hand is at what the sentence names
+    (vlm_reward.instructions); each one's own when not given."""
     overwrite: bool = False
     """Replace an ensemble in `output`."""
 
@@ -57,12 +60,18 @@ def spread(model: RewardModel, rollouts: str, cache: Path | None = None) -> floa
     return float(np.mean([np.concatenate(scores).std(axis=0).mean() for scores in scores_of.values()]))
 
 
-def ensemble(members: Sequence[RewardModel], names: Sequence[str], spreads: Sequence[float]) -> Ensemble:
-    """Models, which have these names, each by the inverse of its spread."""
+def ensemble(
+    members: Sequence[RewardModel],
+    names: Sequence[str],
+    spreads: Sequence[float],
+    approach_weight: float | None = None,
+) -> Ensemble:
+    """Models, which have these names, each by the inverse of its spread; as `Ensemble` with the rest."""
     tasks = sorted({task for member in members for task in member.metadata.get("train_tasks", [])})
     facts = {"objective": "ensemble", "preset": "", "seed": None, "train_tasks": tasks}
     facts["spreads"] = dict(zip(names, [round(value, 4) for value in spreads], strict=True))
-    return Ensemble(members, [1 / value for value in spreads], names=names, metadata=facts)
+    shares = [1 / value for value in spreads]
+    return Ensemble(members, shares, approach_weight=approach_weight, names=names, metadata=facts)
 
 
 def main(config: EnsembleConfig) -> None:
@@ -70,9 +79,10 @@ def main(config: EnsembleConfig) -> None:
     if (config.output / METADATA).exists() and not config.overwrite:
         raise FileExistsError(f"{config.output} holds a model already; --overwrite replaces it")
     models = [RewardModel.from_pretrained(name, device=auto_device("auto")) for name in config.models]
-    Ensemble(models, [1.0] * len(models), names=config.models)  # refused before anything is scored
-    spreads = [spread(model, config.rollouts, config.cache) for model in models]
-    made = ensemble(models, config.models, spreads)
+    weight = config.approach_weight
+    asked = Ensemble(models, [1.0] * len(models), approach_weight=weight, names=config.models)  # or refused
+    spreads = [spread(model, config.rollouts, config.cache) for model in asked.members]
+    made = ensemble(models, config.models, spreads, weight)
     made.save_pretrained(config.output)
     for name, weight in zip(made.names, made.weights, strict=True):
         print(f"{weight:.3f}  {name}")

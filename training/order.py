@@ -38,8 +38,8 @@ WORLD = "world-"
 """How the names of scenes begin that belong to no task."""
 WORLDS_SHARE = 0.5
 """Of the groups of images, those of scenes that belong to no task, where there are any."""
-REWARD_GAP = 0.1
-"""The same of a rollout's reward, which is not scaled."""
+REWARD_GAP = 0.005
+"""The same of a rollout's reward, which is not scaled; where the hand is far, some centimetres are worth 0.01."""
 
 
 def shards_of(folders: Sequence[Path], tasks: Sequence[str]) -> list[Path]:
@@ -229,6 +229,44 @@ def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> tup
     moves = rng.integers(-reach, reach + 1, (len(frames), 2))
     shown = np.stack([moved(frame, up, left) for frame, (up, left) in zip(frames, moves, strict=True)])
     return shown, (moves[:, ::-1] * np.array((-2, 2)) / frames.shape[1]).astype(np.float32)
+
+
+def covered(frames: np.ndarray, points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Frames [N, S, S, 3], some with up to three rectangles over them, of one colour or cut from another frame.
+
+    So that what stands in a scene beside hand and thing says nothing (Zhong et al., "Random Erasing Data
+    Augmentation", AAAI 2020; Ghiasi et al., "Simple Copy-Paste", CVPR 2021). None covers a point, and none is cut
+    from where a point of the other frame is.
+
+    Args:
+        frames: of at least two scenes.
+        points: float [N, P, 2] in [-1, 1] (right, up), NaN where there is none.
+        share: of the frames that are covered, in [0, 1].
+        rng: of all draws.
+    """
+    count, size = frames.shape[:2]
+    columns = (points * np.array((0.5, -0.5)) + 0.5) * size
+    shown = frames.copy()
+
+    def hits(frame: int, top: int, left: int, high: int, wide: int) -> bool:
+        away = size // 16
+        near = columns[frame] - np.array((left, top))
+        return bool(((near > -away) & (near < np.array((wide, high)) + away)).all(-1).any())
+
+    for frame in np.flatnonzero(rng.random(count) < share).tolist():
+        for _ in range(rng.integers(1, 4)):
+            high, wide = rng.integers(size // 10, size // 3, 2)
+            top, left, from_top, from_left = (rng.integers(0, size - side) for side in (high, wide) * 2)
+            other, cut = int(rng.integers(count)), rng.random() < 0.5
+            if hits(frame, top, left, high, wide) or (cut and hits(other, from_top, from_left, high, wide)):
+                continue
+            here = shown[frame, top : top + high, left : left + wide]
+            here[...] = (
+                frames[other, from_top : from_top + high, from_left : from_left + wide]
+                if cut
+                else rng.integers(0, 256, 3)
+            )
+    return shown
 
 
 def moved(frame: np.ndarray, up: int, left: int) -> np.ndarray:

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from training.language import Lesson, Teacher, instructions, is_held_out, lessons, make_tokenizer, words
-from training.order import Orders, Ranked, Scenes, ranked_loss, shifted
+from training.order import Orders, Ranked, Scenes, covered, ranked_loss, shifted
 from training.scenes import POINTS, STATE, inside
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec, Crop
@@ -100,6 +100,9 @@ class Config:
     """Images of one task in a batch of the third stage."""
     batch: int = 128
     """Images a step."""
+    cover: float = 0.0
+    """Share of the images with rectangles over them that hide neither hand nor thing, so that the rest of a scene
+    says nothing."""
     learning_rate: float = 1e-3
     """Peak, vision."""
     text_rate: float = 0.2
@@ -345,6 +348,8 @@ def pretrain(config: Config) -> None:
             raise FileNotFoundError(f"nothing to resume: there is no {needed}; start without --resume")
     if not config.text_rate >= 0:
         raise ValueError(f"--text-rate is a share, at least 0, got {config.text_rate}")
+    if not 0 <= config.cover <= 1:
+        raise ValueError(f"--cover is a share, from 0 to 1, got {config.cover}")
     if not (config.text_rate or config.start):
         raise ValueError("--text-rate 0 leaves the text tower as it is in --start, which is not given")
     torch.set_num_threads(config.threads)
@@ -501,7 +506,12 @@ def step_losses(
         "lesson": [*asked, *done, *undone],
     }
     size = model.config.vision_config.image_size
-    shown, moves = shifted(scenes.frames[rows], rng)
+    frames = scenes.frames[rows]
+    if config.cover:
+        frames = covered(
+            frames, np.concatenate([scenes.points[rows], scenes.spots[rows]], 1), config.cover, rng
+        )
+    shown, moves = shifted(frames, rng)
     frames = preprocess(shown, size=size, mean=MEAN, std=STD)
     contrast, light = (
         torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)

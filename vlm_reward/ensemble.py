@@ -9,7 +9,7 @@ import torch
 
 from vlm_reward._card import chosen
 from vlm_reward.encoder import portable_name
-from vlm_reward.reward_model import ENSEMBLE_VERSION, RewardModel
+from vlm_reward.reward_model import ASKED_VERSION, ENSEMBLE_VERSION, RewardModel
 
 
 class Ensemble(RewardModel):
@@ -21,6 +21,7 @@ class Ensemble(RewardModel):
     Args:
         members: two or more; each with its own resolution, crops, start_weight and judge.
         weights: one of each, above 0: the share of its score. Scaled to sum to 1.
+        approach_weight: of each member, in the place of its own; None leaves them theirs.
         names: what `RewardModel.from_pretrained` finds the members by; needed to save it. An ensemble that a
             `with_...` method changed has none: it cannot be saved, for its members are saved as they are.
         metadata: JSON-ready facts to save with it.
@@ -35,6 +36,7 @@ class Ensemble(RewardModel):
         members: Sequence[RewardModel],
         weights: Sequence[float],
         *,
+        approach_weight: float | None = None,
         names: Sequence[str] = (),
         metadata: dict[str, Any] | None = None,
     ) -> None:
@@ -49,14 +51,18 @@ class Ensemble(RewardModel):
         spec = members[0].camera_spec
         if any(member.camera_spec != spec for member in members):
             raise ValueError("the members of an ensemble must have been trained with the same cameras")
+        if approach_weight is not None:
+            members = [member.with_approach_weight(approach_weight) for member in members]
         super().__init__(
             members[0].encoder,
             camera_spec=spec,
             start_weight=max(member.start_weight for member in members),
+            approach_weight=max(member.approach_weight for member in members),
             metadata=metadata,
             dtype=members[0].dtype,
         )
         self.members, self.names = tuple(members), tuple(names)
+        self._asked = approach_weight
         self.weights = [float(weight / sum(weights)) for weight in weights]
 
     def look(self, frames: Any) -> Any:
@@ -164,5 +170,7 @@ class Ensemble(RewardModel):
             "start_weight": self.start_weight,
             "members": dict(zip(names, self.weights, strict=True)),
         }
+        if self._asked is not None:
+            own |= {"format_version": ASKED_VERSION, "approach_weight": self._asked}
         facts = {key: value for key, value in self.metadata.items() if key not in own}
         return own | facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})

@@ -31,9 +31,10 @@ from vlm_reward.similarity import cosine, keep, reached, toward
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; a judge; an approach_weight; crops; members. An older library would overlook what
-# came later.
-FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION, ENSEMBLE_VERSION = range(1, 7)
+# Plain; with a start_weight; a judge; an approach_weight; crops; members; an approach_weight of all of them. An
+# older library would overlook what came later.
+FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = range(1, 6)
+ENSEMBLE_VERSION, ASKED_VERSION = 6, 7
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -140,7 +141,10 @@ class RewardModel:
 
             same: Any = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
             members = [cls.from_pretrained(name, **same) for name in names]
-            return Ensemble(members, list(names.values()), names=list(names), metadata=metadata)
+            approach = weights["approach_weight"] if "approach_weight" in metadata else None
+            return Ensemble(
+                members, list(names.values()), approach_weight=approach, names=list(names), metadata=metadata
+            )
         judge = None
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
@@ -605,9 +609,9 @@ def _read_metadata(
         weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in range(FORMAT_VERSION, ENSEMBLE_VERSION + 1):
+    if version not in range(FORMAT_VERSION, ASKED_VERSION + 1):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {ENSEMBLE_VERSION}: upgrade "
+            f"{path} has format version {version}, this vlm-reward reads up to {ASKED_VERSION}: upgrade "
             "vlm-reward"
         )
     return facts, spec, crops, weights
