@@ -5,8 +5,7 @@
     python -m agents.train --task drawer-close-v3 --reward siglip2-tiny/triplet+order+start --cameras corner
 
 The run's folder is printed at the end (runs/agents/...): `best` and `last` agent, `episodes.jsonl`,
-`evaluations.jsonl`, TensorBoard's scalars; a row goes to agents/results/. Ctrl-C stops, saves, and says how
-to go on.
+`evaluations.jsonl`, TensorBoard's scalars; a row goes to `--results`. Ctrl-C stops, saves, and says how to go on.
 
 Watch three curves side by side: learned return, true return, success. If the first rises alone, the agent
 hacks the reward; a warning says so.

@@ -1,6 +1,7 @@
 """The `vlm-reward` command: what doctor finds, what score writes, and what both say when something is wrong."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -75,6 +76,8 @@ def test_doctor_finds_a_healthy_machine(tmp_path, capsys, all_render):
         "egl",
         "topview, corner",
         "siglip2-tiny/triplet",
+        "siglip2-tiny-worlds/triplet+order+lesson+wrong+start+judge",
+        "siglip2-tiny-ensemble",
         "all 50 instr",
         "HF_HUB_OFFLINE",
     ):
@@ -149,6 +152,12 @@ def test_doctor_names_a_damaged_model(tmp_path, monkeypatch, tiny_backbone_dir):
     shutil.copytree(tiny_backbone_dir, tmp_path / "tiny")
     monkeypatch.setattr(encoder, "CHECKPOINTS", tmp_path)
     assert doctor.models().text.startswith("tiny")
+    (tmp_path / "both").mkdir()
+    facts = {"format_version": 6, "members": {"tiny": 0.5, "gone": 0.5}}
+    (tmp_path / "both" / "vlm_reward.json").write_text(json.dumps(facts))
+    with pytest.raises(FileNotFoundError, match="both asks gone, which is not in"):
+        doctor.models()
+    (tmp_path / "both" / "vlm_reward.json").unlink()
     weights = tmp_path / "tiny" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"tiny/model\.safetensors is truncated or damaged"):
@@ -327,7 +336,9 @@ def test_a_model_of_parts_of_images_takes_a_view_of_each_of_its_cameras(tiny_ada
     seen = model.look(np.stack([frames, frames[::-1]], axis=1))
     expected = model.with_small_frames().score(seen, SENTENCE)
     assert rows[:, 3:] == pytest.approx(expected, abs=1e-3)
-    with pytest.raises(ValueError, match="give one view of each of corner, corner3, in this order"):
+    with pytest.raises(
+        ValueError, match=r"give one view of each of corner, corner3, in this order \(--views has"
+    ):
         video.score(folders[:1], SENTENCE, **common)
 
 

@@ -349,7 +349,7 @@ def test_auto_dtype_follows_the_processor(monkeypatch):
     [
         (
             np.zeros((2, 2, 32, 32, 3), np.float32),
-            r"uint8 \[N, V, H, W, 3\], got float32 \(2, 2, 32, 32, 3\)",
+            r"uint8 \[N, V, H, W, 3\], got float32 \(2, 2, 32, 32, 3\); of values from 0 to 1: \(255 \* frames",
         ),
         (torch.zeros(2, 2, 32, 32, 3), r"got float32 \(2, 2, 32, 32, 3\)"),
         (np.zeros((2, 32, 32, 3), np.uint8), r"got uint8 \(2, 32, 32, 3\)"),
@@ -358,7 +358,7 @@ def test_auto_dtype_follows_the_processor(monkeypatch):
         (np.zeros((0, 2, 32, 32, 3), np.uint8), r"empty: got shape \(0, 2, 32, 32, 3\)"),
         (
             np.zeros((2, 3, 32, 32, 3), np.uint8),
-            "3 views, but the model was trained with 2 cameras: corner, corner3",
+            r"3 views, but .* 2 cameras: corner, corner3; of some of them: model.with_cameras\(\('corner',\)\)",
         ),
     ],
 )
@@ -593,7 +593,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 7}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 8}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -606,7 +606,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 7, this vlm-reward reads up to 6: upgrade"),
+        ("newer", ValueError, "format version 8, this vlm-reward reads up to 7: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),

@@ -7,7 +7,7 @@
 What several runs agree on stays; what one of them alone overrates is divided by their number. The average of
 adapters is exact: LoRA's factors side by side, so that its rank is the sum of theirs; merged when loaded, it costs
 what one costs. Backbones have an average where each was trained on from another of them (training.pretrain
---start), so that their weights lie in one valley; of those that were trained apart it is noise.
+--start); of those that were trained apart it is noise.
 
 References: Ramé et al., "WARM: On the Benefits of Weight Averaged Reward Models", ICML 2024 (arXiv 2401.12187);
 Wortsman et al., "Model soups", ICML 2022 (arXiv 2203.05482).
@@ -32,6 +32,7 @@ from vlm_reward.reward_model import RewardModel
 
 PRETRAINING = "pretraining.json"
 """What `training.pretrain` writes of a backbone, beside its weights."""
+OTHERWISE = "; training.ensemble asks them at once and averages their scores"
 HELD = {ADAPTER_CONFIG: "an adapter", "config.json": "a backbone"}
 
 
@@ -40,12 +41,13 @@ class AverageConfig:
     """Average the weights of adapters, or of backbones."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Two or more adapters of the same backbone, cameras and layers, or backbones of one line and the same crops:
-    names under checkpoints/, folders or Hub ids."""
+    """Two or more adapters of the same backbone, cameras and layers, or backbones of which each was
+    trained on from another: names under checkpoints/, folders or Hub ids."""
     output: Path
     """Folder of their average."""
     start_weight: float | None = None
-    """Of the average (vlm_reward.similarity.toward); that of the adapters when not given and all have the same."""
+    """How much the average of adapters counts that a frame is unlike the first of its episode
+    (vlm_reward.similarity.toward); as they do when not given and all do the same."""
     overwrite: bool = False
     """Replace an average in `output`."""
 
@@ -165,8 +167,10 @@ def mean(
 def same(what: str, names: Sequence[str], values: Sequence[object], hint: str = "") -> None:
     """ValueError unless all adapters have the same."""
     if any(value != values[0] for value in values):
-        listed = ", ".join(f"{name} {value}"[:80] for name, value in zip(names, values, strict=True))
-        raise ValueError(f"these have different {what} ({listed}), so they have no average{hint}")
+        listed = ", ".join(f"{name} {str(value)[:80]}" for name, value in zip(names, values, strict=True))
+        raise ValueError(
+            f"these have different {what} ({listed}), so their weights have no average{hint or OTHERWISE}"
+        )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Ask several reward models at once, each by the same share of what scores differ by.
+"""Ask several reward models at once: the mean of their scores, brought to one scale.
 
     python -m training.ensemble siglip2-tiny/triplet+order+lesson+wrong+start \\
         siglip2-tiny-168/triplet+order+lesson+wrong+start --output runs/ensemble
@@ -36,7 +36,8 @@ class EnsembleConfig:
     output: Path
     """Folder of the ensemble."""
     rollouts: str = "vlm-reward/train-few-v0"
-    """Rollouts of training tasks, over which the spread of the scores is measured."""
+    """Rollouts of training tasks, over which the spread of the scores is measured; python -m training.collect
+    train-rollouts --episodes 1 --dataset vlm-reward/train-few-v0 records these."""
     cache: Path | None = None
     """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
     approach_weight: float | None = None

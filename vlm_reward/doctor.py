@@ -203,13 +203,20 @@ def models() -> Finding:
     """Whether the embedded models are there, and whole."""
     from safetensors import SafetensorError, safe_open
 
-    from vlm_reward.encoder import CHECKPOINTS
+    from vlm_reward.encoder import ADAPTER_CONFIG, CHECKPOINTS
+    from vlm_reward.reward_model import JUDGE, METADATA, members_of
 
     found = sorted({file.parent for file in CHECKPOINTS.rglob("*config.json")})
-    judges = {folder for folder in found if (folder.parent / "vlm_reward.json").exists()}  # part of a model
-    names = [folder.relative_to(CHECKPOINTS).as_posix() for folder in found if folder not in judges]
+    judges = {
+        folder for folder in found if folder.name == JUDGE and (folder.parent / ADAPTER_CONFIG).exists()
+    }
+    several = {file.parent for file in CHECKPOINTS.rglob(METADATA) if members_of(file.parent)}
+    names = [folder.relative_to(CHECKPOINTS).as_posix() for folder in sorted({*found, *several} - judges)]
     if not found:
         raise FileNotFoundError(f"no models in {CHECKPOINTS}")
+    for folder in several:
+        if missing := [name for name in members_of(folder) if not (CHECKPOINTS / name).is_dir()]:
+            raise FileNotFoundError(f"{folder} asks {', '.join(missing)}, which is not in {CHECKPOINTS}")
     for folder in found:
         weights = list(folder.glob("*.safetensors"))
         if not weights:

@@ -467,13 +467,17 @@ class RewardModel:
     def _check_frames(self, frames: np.ndarray | torch.Tensor) -> None:
         shape, kind = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
         if kind != "uint8" or len(shape) != 5 or shape[-1] != 3:
-            raise ValueError(f"frames must be uint8 [N, V, H, W, 3], got {kind} {shape}")
+            hint = "; of one camera: frames[:, None]" if len(shape) == 4 else ""
+            if kind.startswith("float"):
+                hint += "; of values from 0 to 1: (255 * frames).round(), as uint8"
+            raise ValueError(f"frames must be uint8 [N, V, H, W, 3], got {kind} {shape}{hint}")
         if 0 in shape:
             raise ValueError(f"frames are empty: got shape {shape}")
         if self.camera_spec and shape[1] != len(self.camera_spec.cameras):
             raise ValueError(
                 f"frames have {shape[1]} views, but the model was trained with "
-                f"{len(self.camera_spec.cameras)} cameras: {', '.join(self.camera_spec.cameras)}"
+                f"{len(self.camera_spec.cameras)} cameras: {', '.join(self.camera_spec.cameras)}; "
+                f"of some of them: model.with_cameras(({self.camera_spec.cameras[0]!r},))"
             )
 
     def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:

@@ -219,7 +219,7 @@ def score(
         if len(clips) != len(cameras):
             raise ValueError(
                 f"{model} looks at parts of its cameras' images: give one view of each of {', '.join(cameras)}, "
-                "in this order, or take another model"
+                "in this order (--views has those after the first), or take another model"
             )
         eyes, scorer = [trained.with_cameras((camera,)) for camera in cameras], trained.with_small_frames()
     scorer.embed_text([sentence])  # refuses what is too long before anything is decoded
