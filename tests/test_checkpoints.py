@@ -23,11 +23,12 @@ def name_of(folder: Path) -> str:
     return folder.relative_to(CHECKPOINTS).as_posix()
 
 
-def test_the_ensemble_is_of_shipped_adapters_of_training_tasks():
+def test_the_ensemble_is_of_shipped_models_of_training_tasks():
     ensemble = RewardModel.from_pretrained("siglip2-tiny-ensemble")
     assert isinstance(ensemble, Ensemble)
-    assert set(ensemble.names) <= {name_of(folder) for folder in ADAPTERS}
-    assert len({member.encoder.name for member in ensemble.members}) == 3
+    assert set(ensemble.names) <= {name_of(folder) for folder in (*ADAPTERS, *BACKBONES)}
+    assert len({member.encoder.name for member in ensemble.members}) == 2
+    assert {member.approach_weight for member in ensemble.members} == {0.5}
     assert sum(ensemble.weights) == pytest.approx(1)
     assert set(ensemble.metadata["train_tasks"]) <= set(train_tasks())
     assert "held-out" in (CHECKPOINTS / "siglip2-tiny-ensemble" / "README.md").read_text()
