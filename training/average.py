@@ -26,6 +26,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlm_reward._jobs import replacing
 from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder, locate
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
@@ -96,10 +97,11 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
     return RewardModel(encoder, **like, start_weight=weight, metadata=facts)
 
 
-def average_backbones(backbones: Sequence[str | Path], output: Path) -> None:
-    """Write the backbone whose weights are the mean of those of `backbones`, which all count the same.
+def average_backbones(backbones: Sequence[str | Path]) -> tuple[RewardModel, dict[str, Any]]:
+    """The backbone whose weights are the mean of those of `backbones`, which all count the same, in bfloat16.
 
-    In bfloat16, with what `training.pretrain --start` needs to go on from it.
+    Returns:
+        It, and what `training.pretrain --start` needs beside it to go on from it.
 
     Raises:
         ValueError: fewer than two; an adapter among them; other sizes, sentences' pieces or crops.
@@ -130,11 +132,10 @@ def average_backbones(backbones: Sequence[str | Path], output: Path) -> None:
     encoder = models[0].encoder
     encoder.model.load_state_dict(state)
     encoder.model.to(torch.bfloat16)
-    RewardModel(encoder, camera_spec=models[0].camera_spec, crops=models[0].crops).save_pretrained(output)
     tasks = sorted({task for fact in facts for task in fact["train_tasks"]})
     unseen = [task for task in facts[0]["stand_ins"] if task not in tasks]
     made = facts[0] | {"start": None, "averaged": names, "stand_ins": unseen, "train_tasks": tasks}
-    (output / PRETRAINING).write_text(json.dumps(made, indent=1))
+    return RewardModel(encoder, camera_spec=models[0].camera_spec, crops=models[0].crops), made
 
 
 def mean(
@@ -183,12 +184,16 @@ def main() -> None:
         bare = bool(config.models) and not (locate(config.models[0]) / ADAPTER_CONFIG).exists()
         if bare and config.start_weight is not None:
             raise ValueError("backbones have no start weight: leave --start-weight out")
+        if bare:
+            model, facts = average_backbones(config.models)
+        else:
+            model, facts = average(config.models, config.start_weight), None
         if config.overwrite:
             (config.output / "README.md").unlink(missing_ok=True)  # the card of what is replaced
-        if bare:
-            average_backbones(config.models, config.output)
-        else:
-            average(config.models, config.start_weight).save_pretrained(config.output)
+        model.save_pretrained(config.output)
+        if facts:
+            with replacing(config.output / PRETRAINING) as fresh:
+                fresh.write_text(json.dumps(facts, indent=1))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"average of {len(config.models)} {'backbones' if bare else 'adapters'}: {config.output}")
