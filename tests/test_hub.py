@@ -161,6 +161,11 @@ def test_a_name_that_is_nearly_an_embedded_one(cache, name):
         load(name)
 
 
+def test_an_adapter_that_a_backbone_does_not_have_is_told_which_it_has(cache):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'siglip2-tiny-zoom/triplet\+order\+lesson"):
+        load("siglip2-tiny-zoom/vip")
+
+
 def test_a_name_that_is_like_no_other_gets_no_advice(cache):
     with pytest.raises(FileNotFoundError, match="no model 'google/bert': neither"):
         load("google/bert")

@@ -574,7 +574,10 @@ def _absent(name: str | Path) -> str:
     """Where a model was looked for, and the embedded ones that are called nearly so."""
     found = (*CHECKPOINTS.rglob("config.json"), *CHECKPOINTS.rglob(ADAPTER_CONFIG))
     names = sorted(file.parent.relative_to(CHECKPOINTS).as_posix() for file in found)
-    near = " or ".join(map(repr, difflib.get_close_matches(str(name), names)))
+    backbone, slash, _ = str(name).partition("/")
+    own = [one for one in names if slash and one.startswith(f"{backbone}/") and one.count("/") == 1]
+    close = difflib.get_close_matches(str(name), own or names, cutoff=0.0 if own else 0.6)
+    near = " or ".join(map(repr, close))
     hint = f" (did you mean {near}?)" if near else ""
     return f"no model {str(name)!r}{hint}: neither a folder, nor one under {CHECKPOINTS}"
 
