@@ -26,13 +26,12 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training.pretrain import PRETRAINING, facts_of
 from vlm_reward._jobs import replacing
 from vlm_reward.encoder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, DualEncoder, locate
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.reward_model import RewardModel
 
-PRETRAINING = "pretraining.json"
-"""What `training.pretrain` writes of a backbone, beside its weights."""
 OTHERWISE = "; training.ensemble asks them at once and averages their scores"
 HELD = {ADAPTER_CONFIG: "an adapter", "config.json": "a backbone"}
 
@@ -117,11 +116,7 @@ def average_backbones(backbones: Sequence[str | Path]) -> tuple[RewardModel, dic
         if model.encoder.has_adapter or isinstance(model, Ensemble)
     ]:
         raise ValueError(f"{', '.join(adapted)} is no bare backbone, which others here are")
-    facts = []
-    for name in names:
-        if not (file := locate(name) / PRETRAINING).exists():
-            raise FileNotFoundError(f"{name} is no backbone of training.pretrain: it has no {PRETRAINING}")
-        facts.append(json.loads(file.read_text()))
+    facts = [facts_of(locate(name)) for name in names]
     states = [model.encoder.model.state_dict() for model in models]
     same("sizes", names, [{key: tuple(value.shape) for key, value in state.items()} for state in states])
     same("pixels", names, [model.image_size for model in models])
@@ -166,7 +161,7 @@ def mean(
 
 
 def same(what: str, names: Sequence[str], values: Sequence[object], hint: str = "") -> None:
-    """ValueError unless all adapters have the same."""
+    """ValueError unless all have the same."""
     if any(value != values[0] for value in values):
         listed = ", ".join(f"{name} {str(value)[:80]}" for name, value in zip(names, values, strict=True))
         raise ValueError(
@@ -181,7 +176,7 @@ def main() -> None:
     if kind and not config.overwrite:
         raise SystemExit(f"error: {config.output} holds {kind} already; --overwrite it, or take another")
     try:
-        bare = bool(config.models) and not (locate(config.models[0]) / ADAPTER_CONFIG).exists()
+        bare = bool(config.models) and (locate(config.models[0]) / "config.json").exists()
         if bare and config.start_weight is not None:
             raise ValueError("backbones have no start weight: leave --start-weight out")
         if bare:

@@ -53,6 +53,7 @@ from vlm_reward.tasks import train_tasks
 
 IMAGE_SIZE = 112
 MEAN = STD = (0.5, 0.5, 0.5)
+PRETRAINING = "pretraining.json"
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 
@@ -125,15 +126,24 @@ class Config:
 # --------------------------------------------------------------------------------------------- model
 
 
+def facts_of(backbone: Path) -> dict[str, Any]:
+    """What this module noted of a backbone: its sizes, its training tasks, how it was made.
+
+    Raises:
+        FileNotFoundError: the folder holds no backbone of this module.
+    """
+    if not (file := backbone / PRETRAINING).exists():
+        raise FileNotFoundError(f"{backbone} is no backbone of training.pretrain: it has no {file.name}")
+    return json.loads(file.read_text())
+
+
 def started(config: Config, backbone: Path) -> Config:
     """`config` with the sizes of a backbone to go on from, and none of the stages that are behind it.
 
     Raises:
         FileNotFoundError: the folder holds no backbone of this module.
     """
-    if not (facts := backbone / "pretraining.json").exists():
-        raise FileNotFoundError(f"{backbone} is no backbone of training.pretrain: it has no {facts.name}")
-    made = json.loads(facts.read_text())
+    made = facts_of(backbone)
     sizes = ("patch_size", "width", "vision_layers", "text_layers", "text_length")
     sizes = {name: made[name] for name in sizes} | {"image_size": config.image_size or made["image_size"]}
     return replace(config, text_steps=0, steps=0, **sizes)
@@ -626,7 +636,7 @@ def write_backbone(
         "steps_done": steps,
         "train_tasks": [t for t in train_tasks() if t not in config.stand_ins],
     }
-    (partial / "pretraining.json").write_text(json.dumps(facts, indent=1, default=str))
+    (partial / PRETRAINING).write_text(json.dumps(facts, indent=1, default=str))
     if crops:
         seen = {"format_version": CROP_VERSION, "camera_spec": CameraSpec().to_dict(), "crops": crops}
         (partial / METADATA).write_text(json.dumps(seen, indent=2))

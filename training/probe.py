@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from training.captions import sentences
 from training.language import UNTAUGHT, Teacher, instructions, lessons
 from training.order import GAPS, Scenes, split_sentences
+from training.pretrain import facts_of
 from training.scenes import STATE
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.frame_cache import cached
@@ -169,7 +170,7 @@ def main(config: Config) -> None:
         raise ValueError("an ensemble has no embedding of its own to probe: probe its members")
     unseen = config.stand_ins
     if unseen is None:
-        unseen = json.loads((Path(model.encoder.name) / "pretraining.json").read_text())["stand_ins"]
+        unseen = facts_of(Path(model.encoder.name))["stand_ins"]
     figures: dict[str, float] = {}
     for name, tasks in (
         ("seen tasks", [t for t in train_tasks() if t not in unseen]),
