@@ -29,7 +29,7 @@ class FiguresConfig:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs of agents.train."""
-    out: Path = Path("agents/results/figures/curves.png")
+    out: Path = Path("out/curves.png")
     """The picture to write."""
     points: int = 25
     """Points of a curve; the episodes between two of them are averaged."""

@@ -98,7 +98,7 @@ class BenchmarkConfig:
     """Folder of the Minari datasets; $MINARI_DATASETS_PATH or Minari's own when not given."""
     cache: Path | None = None
     """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
-    out: Path = Path("eval/results/benchmark.json")
+    out: Path = Path("out/benchmark.json")
     """The result."""
     n_expert: int = 50
     """Expert trajectories a task."""

@@ -58,7 +58,7 @@ class DatasetThroughputConfig:
     """CPU threads of PyTorch while labelling."""
     device: str = "cpu"
     """Where the model runs."""
-    out: Path = Path("eval/results/dataset_throughput.json")
+    out: Path = Path("out/dataset_throughput.json")
     """The result."""
 
 

@@ -1,6 +1,6 @@
 """Reward curves as in the paper's Figures 2-4: an expert, a failed and a random trajectory of each task.
 
-    python -m eval.figures --checkpoint siglip2-tiny siglip2-tiny/triplet --out eval/results/figures
+    python -m eval.figures --checkpoint siglip2-tiny siglip2-tiny/triplet --out out/figures
 
 One picture a task: a row for each checkpoint, a column for each view and one for their mean. In each panel
 scores are normalised to [0, 1] by the least and the greatest score of its three trajectories.
@@ -40,7 +40,7 @@ class FiguresConfig:
     """Folder of the Minari datasets; $MINARI_DATASETS_PATH or Minari's own when not given."""
     cache: Path | None = None
     """Folder of the frame caches; $VLM_REWARD_CACHE or ~/.cache/vlm-reward when not given."""
-    out: Path = Path("eval/results/figures")
+    out: Path = Path("out/figures")
     """Folder of the pictures."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""

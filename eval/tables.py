@@ -1,6 +1,6 @@
 """The benchmark's rows as the paper's Tables 1 and 2, its numbers beside ours, and as a short table.
 
-    python -m eval.tables --results eval/results/benchmark.json --out eval/results/tables
+    python -m eval.tables --results out/benchmark.json --out out/tables
 
 Writes table1_consistency and table2_voc as Markdown (to read) and CSV (every figure with its interval, its
 number of seeds and the paper's), and listening.md and summary.md. Several seeds of an objective are averaged;
@@ -43,9 +43,9 @@ LISTENING = {  # heading -> (task of the average, metric)
 class TablesConfig:
     """Tables from the benchmark's results."""
 
-    results: tuple[Path, ...] = (Path("eval/results/benchmark.json"),)
+    results: tuple[Path, ...] = (Path("out/benchmark.json"),)
     """Results of eval.benchmark; where two hold the same checkpoint, the later counts."""
-    out: Path = Path("eval/results/tables")
+    out: Path = Path("out/tables")
     """Folder of the tables."""
     select: tuple[str, ...] = ("*",)
     """Only checkpoints that match one of these patterns; controls always do."""

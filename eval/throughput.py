@@ -92,7 +92,7 @@ class ThroughputConfig:
     """Turns of each way, at least."""
     train_steps: int = 8
     """Steps in a turn of training, the first of which is not counted."""
-    out: Path = Path("eval/results/throughput.json")
+    out: Path = Path("out/throughput.json")
     """The result."""
 
     @property
