@@ -145,7 +145,7 @@ def test_to_do_something_with_a_thing_the_hand_must_get_there():
 def test_who_asks_for_a_state_wants_the_hand_there_too():
     state = np.zeros((2, len(scenes.STATE)), np.float32)
     state[:, scenes.STATE.index("fraction")] = (1.0, 0.25)
-    state[:, scenes.STATE.index("hand_object")] = (0.0, 0.5)  # there, and 10 cm off
+    state[:, scenes.STATE.index("hand_object")] = (0.0, 1.5)  # there, and 30 cm off
     assert order.measured(state, "fraction", -1).tolist() == [-1.0, -0.25]
     near = 0.5 * np.exp(-1)
     assert order.measured(state, "asked fraction", 1) == pytest.approx([1, 0.25 + 0.75 * near])
@@ -212,6 +212,19 @@ def test_a_model_of_whole_images_is_not_trained_on_parts_of_them(shards, tmp_pat
         order.Scenes([tmp_path, shards], ["push-v3"])
 
 
+def test_scenes_of_several_folders_have_their_frames_in_the_order_of_the_shards(shards, tmp_path):
+    scenes.main(scenes.Config(tmp_path / "28", 28, 1, 1, tasks=("push-v3",), workers=1))
+    file, own = shards / "000-push-v3.npz", tmp_path / "28" / "000-push-v3.npz"
+    together = order.Scenes([shards, tmp_path / "28"], ["push-v3"])
+    frames = [np.load(each)["frames"] for each in (file, own)]
+    np.testing.assert_array_equal(together.frames, np.concatenate(frames))
+    scenes.main(scenes.Config(tmp_path / "14", 14, 1, 1, tasks=("push-v3",), workers=1))
+    with pytest.raises(
+        ValueError, match=r"frames of another size than others, \[14, 28\] pixels: render anew"
+    ):
+        order.Scenes([shards, tmp_path / "14"], ["push-v3"])
+
+
 def test_plain_scenes_keep_the_colours():
     shown = {plain: scenes.make_shard("push-v3", 28, 3, (5,), plain=plain)["true"] for plain in (0.0, 1.0)}
     colours = {
@@ -243,6 +256,20 @@ def test_visits_go_to_the_goal_as_often_as_asked():
     assert np.median(near[1.0]) < 0.7 * np.median(near[0.0])
 
 
+def test_far_visits_go_anywhere_within_reach():
+    names, shards = scenes.STATE, {}
+    for far in (0.0, 1.0):
+        state = scenes.make_shard("drawer-close-v3", 28, 4, (5,), visits=1.0, far=far)["state"]
+        hand = state[:, [names.index(f"hand_{axis}") for axis in "xyz"]] / 5 + scenes.CENTRE
+        shards[far] = state[:, names.index("hand_object")] / 5, hand
+    (about, _), (anywhere, hand) = shards[0.0], shards[1.0]
+    assert (about > 0.2).mean() < 0.3 < 0.5 < (anywhere > 0.2).mean()  # metres
+    low, high = scenes.REACH
+    assert (hand > low - 0.05).all()
+    assert (hand < high + 0.05).all()
+    assert (np.ptp(hand, axis=0) > 0.4 * (high - low)).all()
+
+
 def test_sight_is_how_often_a_sentence_orders_as_the_simulator_does(shards):
     data = order.Scenes([shards], ["window-open-v3", "push-v3"])
     near, fraction = (data.state[:, scenes.STATE.index(name)] for name in ("hand_object", "fraction"))
@@ -266,7 +293,7 @@ def test_half_of_a_group_are_partners_of_the_other(shards, tmp_path):
     facts = sorted({fact for key in ("true", "false") for row in shard[key] for fact in row})
     for key in ("true", "false"):
         shard[key] = np.array([[facts.index(row[0])] for row in shard[key]], np.int16)
-    header = {"task": "window-open-v3", "facts": facts}
+    header = {"task": "window-open-v3", "facts": facts, "size": 28}
     np.savez(tmp_path / "000-window-open-v3.npz", header=np.array(json.dumps(header)), **shard)
     data = order.Scenes([shards, tmp_path], ["window-open-v3"])  # the first folder's have none
     assert (data.partner[:48] == -1).all()
@@ -307,6 +334,7 @@ def test_only_training_tasks_are_rendered(tmp_path):
         ({"visits": 1.5}, "--visits is a share of the rollouts, from 0 to 1, got 1.5"),
         ({"plain": -0.1}, "--plain is a share"),
         ({"goals": 2.0}, "--goals is a share of the visits"),
+        ({"far": -1.0}, "--far is a share of the visits"),
         ({"visits": 0.5, "actions": (tmp_path / "a.npz",)}, "no room for --visits"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -31,9 +31,11 @@ from vlm_reward.cameras import WORKSPACE, Crop
 from vlm_reward.frame_cache import FrameCache
 from vlm_reward.recording import EpisodeInfo
 
-GAPS = {"reward": 0.01, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
-GAPS |= {"asked fraction": 0.1, "asked object_goal": 0.1}
-"""Numbers that differ by less are not ordered (0.1 of reward; 3 cm)."""
+GAPS = {"reward": 0.002, "fraction": 0.08, "hand_object": 0.15, "object_goal": 0.15}
+GAPS |= {"asked fraction": 0.03, "asked object_goal": 0.03}
+"""Numbers that differ by less are not ordered (0.02 of reward; 3 cm)."""
+WAY = 1.5
+"""Over how long a way (30 cm) who asks for a state wants the hand to come: rollouts begin that far off."""
 WORLD = "world-"
 """How the names of scenes begin that belong to no task."""
 WORLDS_SHARE = 0.5
@@ -78,9 +80,9 @@ class Scenes:
         self.things_of: dict[str, tuple[Thing, ...]] = {}
         things: list[np.ndarray] = []
         spots: list[np.ndarray] = []
-        cropped = set[bool]()
+        cropped, sizes = set[bool](), set[int]()
         index: dict[str, int] = {}
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("frames", "state", "points", "view")}
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in ("state", "points", "view")}
         partners: list[np.ndarray] = []
         rows: list[tuple[int, np.ndarray, np.ndarray]] = []
         task_facts: dict[str, set[int]] = {}
@@ -89,6 +91,7 @@ class Scenes:
             with np.load(file) as shard:
                 header = json.loads(str(shard["header"]))
                 cropped.add(header.get("crop", False))
+                sizes.add(header["size"])
                 ids = np.array([index.setdefault(fact, len(index)) for fact in header["facts"]] + [-1])
                 true, false = ids[shard["true"]], ids[shard["false"]]
                 for key, part in parts.items():
@@ -119,7 +122,10 @@ class Scenes:
         self.tasks = tuple(names)
         self.facts = list(index)
         self.task = np.concatenate(tasks_of)
-        self.frames, self.partner = np.concatenate(parts["frames"]), np.concatenate(partners)
+        self.frames, self.partner = (
+            _frames(files, [len(each) for each in partners], sizes),
+            np.concatenate(partners),
+        )
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
         self.things, self.spots = _padded(things), _padded(spots)
         # What is said of other scenes only is false here; but not what may be there by another name.
@@ -201,6 +207,24 @@ class Scenes:
     def own_false(self, row: int) -> np.ndarray:
         """Facts that hold in other images of the same task, but not in this one."""
         return np.flatnonzero((self.known[row] < 0) & self._sometimes[int(self.task[row])])
+
+
+def _frames(files: Sequence[Path], counts: Sequence[int], sizes: set[int]) -> np.ndarray:
+    """The frames of all shards, uint8 [N, S, S, 3], of which no second copy is ever in memory.
+
+    Raises:
+        ValueError: `sizes`, those that they were rendered at, are several.
+    """
+    if len(sizes) > 1:
+        raise ValueError(
+            f"some scenes have frames of another size than others, {sorted(sizes)} pixels: render anew"
+        )
+    (size,) = sizes
+    frames = np.empty((sum(counts), size, size, 3), np.uint8)
+    for file, part in zip(files, np.split(frames, np.cumsum(counts)[:-1]), strict=True):
+        with np.load(file) as shard:
+            part[:] = shard["frames"]
+    return frames
 
 
 def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -555,7 +579,7 @@ def measured(state: np.ndarray, name: str, sign: int) -> np.ndarray:
     whole = 1.0 if name == "asked fraction" else 1.5  # of a mechanism; 30 cm for an object
     share = np.clip(base / whole, 0, 1)
     reached = share if sign > 0 else 1 - share
-    return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / 0.5)
+    return reached + (1 - reached) * 0.5 * np.exp(-state[:, STATE.index("hand_object")] / WAY)
 
 
 def order_loss(

@@ -96,6 +96,8 @@ class Config:
     """Share of the rollouts that keep Meta-World's colours, lights and cameras; of the others they are varied."""
     goals: float = 0.0
     """Share of these visits that go to the goal in place of the object: the hand there is not the object there."""
+    far: float = 0.0
+    """Share of the places of these visits that are anywhere within reach, as most of the way to a thing is."""
     crop: bool = False
     """Keep of each image the part where hands and objects are (vlm_reward.cameras.WORKSPACE)."""
     tasks: tuple[str, ...] = train_tasks()
@@ -106,6 +108,10 @@ class Config:
     """Processes."""
     seed: int = 0
     """Shard r of the k-th training task draws from (seed, k, r)."""
+
+
+REACH = np.array(((-0.4, 0.4, 0.05), (0.4, 0.9, 0.45)))
+"""Where the hand may be sent, metres: the corners of a box over the table."""
 
 
 class Variation:
@@ -232,11 +238,15 @@ class _Actor:
 
 
 class _Visitor:
-    """Goes from place to place about the object, wherever it is, or, `goals` of the time, about the goal."""
+    """Goes from place to place about the object, wherever it is, or, `goals` of the time, about the goal.
 
-    def __init__(self, rng: np.random.Generator, goals: float) -> None:
-        self.rng, self.goals = rng, goals
+    `far` of the places are anywhere within reach.
+    """
+
+    def __init__(self, rng: np.random.Generator, goals: float, far: float) -> None:
+        self.rng, self.goals, self.far = rng, goals, far
         self.until, self.aside, self.grip, self.to_goal = 0, np.zeros(3), 0.0, False
+        self.anywhere: np.ndarray | None = None
 
     def __call__(self, step: int, observation: np.ndarray) -> np.ndarray:
         rng = self.rng
@@ -245,8 +255,11 @@ class _Visitor:
             self.aside = rng.normal(0, rng.choice([0.02, 0.06, 0.15]), 3)
             self.grip = float(rng.choice([-1, 1]))
             self.to_goal = self.goals > 0 and rng.random() < self.goals and bool(observation[36:39].any())
+            goes_far = self.far > 0 and rng.random() < self.far
+            self.anywhere = rng.uniform(*REACH) if goes_far else None
         place = observation[36:39] if self.to_goal else observation[4:7]
-        way = place + self.aside - (observation[:3] + FINGERS)
+        place = place + self.aside if self.anywhere is None else self.anywhere
+        way = place - (observation[:3] + FINGERS)
         return np.append(10 * way, self.grip)
 
 
@@ -393,6 +406,7 @@ def make_shard(
     plain: float = 0.25,
     crop: bool = False,
     goals: float = 0.0,
+    far: float = 0.0,
 ) -> dict[str, Any]:
     """Render one shard.
 
@@ -407,6 +421,7 @@ def make_shard(
         plain: share of the rollouts that keep Meta-World's colours, lights and cameras.
         crop: keep the part of each image where hands and objects are.
         goals: share of the visits that go to the goal in place of the object.
+        far: share of the places of the visits that are anywhere within reach.
 
     Returns:
         `frames` uint8 [N, size, size, 3]; `state` float32 [N, len(STATE)] with NaN where a quantity does
@@ -443,7 +458,7 @@ def make_shard(
                 act = replay(acted[episode])
             elif visits and rng.random() < visits:
                 _put_elsewhere(env, task, rng)
-                act = _Visitor(rng, goals)
+                act = _Visitor(rng, goals, far)
             else:
                 _disturb(env, task, rng)
                 act = _Actor(task, rng, names)
@@ -520,7 +535,8 @@ def _known(
 
 def _write_shard(job: tuple[Path, str, tuple[int, ...], Path | None, Config]) -> None:
     path, task, seed, actions, config = job
-    size, how = config.size, (config.apart, config.visits, config.plain, config.crop, config.goals)
+    size = config.size
+    how = (config.apart, config.visits, config.plain, config.crop, config.goals, config.far)
     shard = make_shard(task, size, config.episodes, seed, actions, *how)
     write_shard(path, {"task": task, "seed": seed, "size": size, "crop": config.crop}, shard)
 
@@ -541,9 +557,9 @@ def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> No
 
 def main(config: Config) -> None:
     """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
-    for name in ("visits", "plain", "goals"):
+    for name in ("visits", "plain", "goals", "far"):
         if not 0 <= (share := getattr(config, name)) <= 1:
-            of = "visits" if name == "goals" else "rollouts"
+            of = "visits" if name in ("goals", "far") else "rollouts"
             raise ValueError(f"--{name} is a share of the {of}, from 0 to 1, got {share}")
     if config.actions and config.visits:
         raise ValueError("--actions are replayed as they were: there is no room for --visits")
