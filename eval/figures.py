@@ -1,6 +1,6 @@
 """Reward curves as in the paper's Figures 2-4: an expert, a failed and a random trajectory of each task.
 
-    python -m eval.figures --checkpoint siglip2-tiny siglip2-tiny/triplet --out out/figures
+    python -m eval.figures --checkpoint siglip2-tiny siglip2-tiny/triplet
 
 One picture a task: a row for each checkpoint, a column for each view and one for their mean. In each panel
 scores are normalised to [0, 1] by the least and the greatest score of its three trajectories.

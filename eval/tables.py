@@ -1,6 +1,6 @@
 """The benchmark's rows as the paper's Tables 1 and 2, its numbers beside ours, and as a short table.
 
-    python -m eval.tables --results out/benchmark.json --out out/tables
+    python -m eval.tables                       # of what eval.benchmark wrote
 
 Writes table1_consistency and table2_voc as Markdown (to read) and CSV (every figure with its interval, its
 number of seeds and the paper's), and listening.md and summary.md. Several seeds of an objective are averaged;

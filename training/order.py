@@ -122,10 +122,8 @@ class Scenes:
         self.tasks = tuple(names)
         self.facts = list(index)
         self.task = np.concatenate(tasks_of)
-        self.frames, self.partner = (
-            _frames(files, [len(each) for each in partners], sizes),
-            np.concatenate(partners),
-        )
+        self.frames = _frames(files, [len(each) for each in partners], sizes)
+        self.partner = np.concatenate(partners)
         self.state, self.points = np.concatenate(parts["state"]), np.concatenate(parts["points"])
         self.things, self.spots = _padded(things), _padded(spots)
         # What is said of other scenes only is false here; but not what may be there by another name.

@@ -61,6 +61,8 @@ STATE = (
 
 POINTS = ("hand", "object", "goal")
 CENTRE = np.array((0.0, 0.65, 0.1))
+REACH = np.array(((-0.4, 0.4, 0.05), (0.4, 0.9, 0.45)))
+"""Where the hand may be sent, metres: the corners of a box over the table."""
 SIMULATED_STEPS = 160
 RECORDED_STEPS = 12
 VIEWS = 2
@@ -108,10 +110,6 @@ class Config:
     """Processes."""
     seed: int = 0
     """Shard r of the k-th training task draws from (seed, k, r)."""
-
-
-REACH = np.array(((-0.4, 0.4, 0.05), (0.4, 0.9, 0.45)))
-"""Where the hand may be sent, metres: the corners of a box over the table."""
 
 
 class Variation:
