@@ -17,6 +17,8 @@ def test_demo_writes_a_picture_and_a_film(tiny_adapter_dir, tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert 'drawer-close-v3 (a training task) with "push the drawer"' in said
     assert "VOC of the expert (chance 0)" in said
+    (ordered,) = (line for line in said.splitlines() if "consistency, other two" in line)
+    assert ("worse than by chance" in said) == (float(ordered.split()[-1]) < 50)
     assert np.asarray(Image.open(tmp_path / "drawer-close-v3.png").convert("RGB")).std() > 10
     with av.open(str(tmp_path / "drawer-close-v3.mp4")) as film:
         stream = film.streams.video[0]

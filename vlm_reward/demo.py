@@ -92,6 +92,10 @@ def demo(
     accuracies = [100 * consistency(judged[:, v], pairs) for v in range(len(views))]
     print("  VOC of the expert (chance 0)      " + "".join(f"{value:11.1f}" for value in vocs))
     print("  consistency, other two (chance 50)" + "".join(f"{value:11.1f}" for value in accuracies))
+    if accuracies[-1] < 50:
+        print(
+            "  Below 50 the failures are ordered worse than by chance. These are two; of many: README, Results."
+        )
 
     out.mkdir(parents=True, exist_ok=True)
     picture, video = out / f"{task}.png", out / f"{task}.mp4"
