@@ -127,6 +127,20 @@ def test_worlds_name_things_apart_and_stand_apart():
         assert (places[:, :2] <= (0.32, 0.88)).all()
 
 
+def test_worlds_of_one_thing_are_worlds_too():
+    counts = [len(worlds.World(np.random.default_rng(seed), fewest=1).things) - 1 for seed in range(12)]
+    assert set(counts) == {1, 2, 3}
+    assert all(len(worlds.World(np.random.default_rng(seed), fewest=3).things) == 4 for seed in range(2))
+
+
+def test_hands_sent_far_are_farther_from_the_thing():
+    def nearest(far: float) -> float:
+        _, shard = worlds.make_world(28, 2, (3, 4), far=far)
+        return float(np.median(np.nanmin(shard["things"][:, :-1, NEAR], axis=1)))
+
+    assert nearest(1.0) > 1.5 * nearest(0.0)
+
+
 def test_the_hand_goes_where_it_is_sent(world):
     target = np.array((0.1, 0.6, 0.35))  # above all things
     for _ in range(60):
@@ -309,3 +323,7 @@ def test_folders_without_scenes_say_so(tmp_path):
 def test_shares_are_checked(tmp_path):
     with pytest.raises(ValueError, match="--plain is a share of the episodes, from 0 to 1, got 2"):
         worlds.main(worlds.Config(tmp_path, plain=2.0))
+    with pytest.raises(ValueError, match="--far is a share of the places, from 0 to 1, got -1"):
+        worlds.main(worlds.Config(tmp_path, far=-1.0))
+    with pytest.raises(ValueError, match="--fewest is 1 to 3 things, got 4"):
+        worlds.main(worlds.Config(tmp_path, fewest=4))

@@ -6,12 +6,12 @@
     python -m training.pretrain --start siglip2-tiny-zoom --scenes out/near out/worlds --group 16
 
 The training tasks show some twenty things, one at a time, so what a noun means there need not be read: it is the
-one thing. Here a *world* has two or three things of eight families (what is pushed in, slides, swings, turns, or
-just lies there), of drawn shapes, sizes, colours and names, beside the mark of a goal. The hand goes from one to
-the other whatever their states, and sentences about each order the same pictures: "the gripper is near the red
-lever", "the cupboard is open", "shut the blue chest". None asks for what a held-out task asks for
-(`training.language.is_held_out`), and no world has a model of a held-out task. They stand beside the shards of
-`training.scenes` and are read with them.
+one thing. Here a *world* has two or three things (`--fewest 1`: one, too) of eight families (what is pushed in,
+slides, swings, turns, or just lies there), of drawn shapes, sizes, colours and names, beside the mark of a goal.
+The hand goes from one to the other whatever their states, with `--far` oftener to where nothing is, and sentences
+about each order the same pictures: "the gripper is near the red lever", "the cupboard is open", "shut the blue
+chest". None asks for what a held-out task asks for (`training.language.is_held_out`), and no world has a model
+of a held-out task. They stand beside the shards of `training.scenes` and are read with them.
 """
 
 from collections.abc import Callable
@@ -60,6 +60,10 @@ class Config:
     """Episodes of each, with all things put elsewhere (48 images each)."""
     plain: float = 0.3
     """Share of the episodes that keep Meta-World's lights and cameras; of the others they are varied."""
+    fewest: int = 2
+    """The fewest things of a world, 1 to 3: from so many to three are drawn."""
+    far: float = 0.15
+    """Share of the places the hand is sent to that are anywhere within reach, not about a thing."""
     crop: bool = False
     """Keep of each image the part where hands and objects are (vlm_reward.cameras.WORKSPACE)."""
     workers: int = 2
@@ -341,16 +345,17 @@ FAMILIES: tuple[Callable[[_Builder], Built], ...] = (
 
 
 class World(gym.Env):
-    """A table with a robot and two to three things that are built anew, and the mark of a goal.
+    """A table with a robot and up to three things that are built anew, and the mark of a goal.
 
     Args:
         rng: of all that is drawn.
+        fewest: from so many things to three.
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, fewest: int = 2) -> None:
         spec = mujoco.MjSpec.from_file(str(_ROOM))
         spec.detach_body(spec.body("obj"))
-        chosen = rng.choice(len(FAMILIES), int(rng.integers(2, THINGS)), replace=False)
+        chosen = rng.choice(len(FAMILIES), int(rng.integers(fewest, THINGS)), replace=False)
         self._built = [FAMILIES[family](_Builder(spec, number, rng)) for number, family in enumerate(chosen)]
         colour = str(rng.choice(["red", "green", "blue", "yellow"]))
         goal = spec.site("goal")
@@ -471,7 +476,14 @@ class World(gym.Env):
 
 
 def make_world(
-    size: int, episodes: int, seed: tuple[int, ...], plain: float = 0.3, crop: bool = False
+    size: int,
+    episodes: int,
+    seed: tuple[int, ...],
+    plain: float = 0.3,
+    crop: bool = False,
+    *,
+    fewest: int = 2,
+    far: float = 0.15,
 ) -> tuple[tuple[Thing, ...], dict[str, Any]]:
     """Render one world.
 
@@ -481,6 +493,8 @@ def make_world(
         seed: of all that is drawn.
         plain: share of the episodes that keep Meta-World's lights and cameras.
         crop: keep the part of each image where hands and objects are.
+        fewest: from so many things to three.
+        far: share of the places the hand is sent to that are anywhere within reach.
 
     Returns:
         Its things, and what `training.scenes.make_shard` returns, with `state` NaN where it is of a thing, and
@@ -488,7 +502,7 @@ def make_world(
         and `spots` float32 [N, THINGS, 2], where in the image each is, hidden or not, NaN where outside of it.
     """
     rng = np.random.default_rng(seed)
-    world = World(rng)
+    world = World(rng, fewest)
     variation = Variation(world.model)
 
     def show(episode: int, views: np.ndarray) -> None:
@@ -519,7 +533,7 @@ def make_world(
                     world.elsewhere()
                 parts = world.parts()
                 place = parts[rng.integers(len(parts))] + rng.normal(0, rng.choice([0.01, 0.04, 0.12]), 3)
-                if rng.random() < 0.15:
+                if rng.random() < far:
                     place = rng.uniform((-0.35, 0.45, 0.03), (0.35, 0.9, 0.35))
                 grip = float(rng.choice([-1, 1]))
                 for _ in range(int(rng.integers(8, 30))):
@@ -537,7 +551,15 @@ def make_world(
 def _write(job: tuple[Path, int, Config]) -> None:
     path, number, config = job
     seed = (config.seed, number)
-    things, shard = make_world(config.size, config.episodes, seed, config.plain, config.crop)
+    things, shard = make_world(
+        config.size,
+        config.episodes,
+        seed,
+        config.plain,
+        config.crop,
+        fewest=config.fewest,
+        far=config.far,
+    )
     known = [asdict(thing) for thing in things]
     header = {"task": path.stem.partition("-")[2], "things": known, "seed": seed, "size": config.size}
     write_shard(path, header | {"crop": config.crop}, shard)
@@ -547,6 +569,10 @@ def main(config: Config) -> None:
     """Render all worlds that are not there yet."""
     if not 0 <= config.plain <= 1:
         raise ValueError(f"--plain is a share of the episodes, from 0 to 1, got {config.plain}")
+    if not 0 <= config.far <= 1:
+        raise ValueError(f"--far is a share of the places, from 0 to 1, got {config.far}")
+    if not 1 <= config.fewest < THINGS:
+        raise ValueError(f"--fewest is 1 to {THINGS - 1} things, got {config.fewest}")
     config.output.mkdir(parents=True, exist_ok=True)
     paths = [(config.output / f"{config.seed:03d}-world-{k:03d}.npz", k) for k in range(config.worlds)]
     jobs = [(path, number, config) for path, number in paths if not path.exists()]
