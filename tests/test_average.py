@@ -55,7 +55,7 @@ def test_what_has_no_average(tiny_backbone_dir, tmp_path):
     one = make(tmp_path / "one", tiny_backbone_dir, 1)
     with pytest.raises(ValueError, match=r"needs two adapters or more, got .*one"):
         average([one])
-    with pytest.raises(ValueError, match="tiny is no adapter, but a backbone"):
+    with pytest.raises(ValueError, match="tiny is no adapter, and others here are"):
         average([one, tiny_backbone_dir])
     other = make(tmp_path / "other", tiny_backbone_dir, 2, start_weight=0.75)
     with pytest.raises(
@@ -63,6 +63,11 @@ def test_what_has_no_average(tiny_backbone_dir, tmp_path):
     ):
         average([one, other])
     assert average([one, other], 0.6).start_weight == 0.6
+    asked = RewardModel.from_pretrained(one).with_approach_weight(0.5)
+    asked.save_pretrained(tmp_path / "asked")
+    with pytest.raises(ValueError, match=r"different approach weights \(.*one 0.0, .*asked 0.5\)"):
+        average([one, tmp_path / "asked"])
+    assert average([tmp_path / "asked", tmp_path / "asked"]).approach_weight == 0.5
     mlp = make(tmp_path / "mlp", tiny_backbone_dir, 3, targets=("mlp",))
     with pytest.raises(ValueError, match="different layers"):
         average([one, mlp])
@@ -132,10 +137,12 @@ def test_backbones_without_an_average(tiny_backbone_dir, tmp_path):
     with pytest.raises(ValueError, match="needs two backbones or more"):
         average_backbones([one])
     adapter = make(tmp_path / "adapter", tiny_backbone_dir, 1)
-    with pytest.raises(ValueError, match="adapter is no bare backbone"):
+    with pytest.raises(ValueError, match="adapter is no backbone, and others here are"):
         average_backbones([one, adapter])
+    foreign = Path(backbone(tmp_path / "foreign", tiny_backbone_dir, 2, []))
+    (foreign / "pretraining.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no backbone of training.pretrain: it has no pretraining"):
-        average_backbones([one, tiny_backbone_dir])
+        average_backbones([one, foreign])
     crops = dict.fromkeys(SPEC.cameras, (0.25, 0.25, 0.5))
     parts = backbone(tmp_path / "parts", tiny_backbone_dir, 2, ["task-1"], crops=crops)
     with pytest.raises(ValueError, match="different crops"):

@@ -62,19 +62,9 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
             that differ where none is given.
         FileNotFoundError: no such adapter, or its backbone is missing.
     """
-    names = [str(adapter) for adapter in adapters]
-    if len(names) < 2:
-        raise ValueError(f"an average needs two adapters or more, got {', '.join(names) or 'none'}")
-    models = [RewardModel.from_pretrained(name) for name in names]
-    if bare := [name for name, model in zip(names, models, strict=True) if not model.encoder.has_adapter]:
-        raise ValueError(f"{', '.join(bare)} is no adapter, but a backbone")
-    if several := [name for name, model in zip(names, models, strict=True) if isinstance(model, Ensemble)]:
-        raise ValueError(
-            f"{', '.join(several)} is an ensemble: average its members, one backbone's at a time"
-        )
+    names, models = _load(adapters, bare=False)
     same("backbones", names, [model.encoder.name for model in models])
-    same("cameras", names, [model.camera_spec for model in models])
-    same("crops", names, [model.crops for model in models])
+    same("approach weights", names, [model.approach_weight for model in models])
     if start_weight is None:
         same("start weights", names, [model.start_weight for model in models], "; give --start-weight")
     parts = [model.encoder.adapter_state() for model in models]
@@ -92,7 +82,7 @@ def average(adapters: Sequence[str | Path], start_weight: float | None = None) -
     facts: dict[str, Any] = {"objective": "warm", "preset": "", "seed": None, "averaged": names}
     facts["train_tasks"] = sorted({t for model in models for t in model.metadata.get("train_tasks", [])})
     weight = models[0].start_weight if start_weight is None else start_weight
-    like = {"camera_spec": models[0].camera_spec, "crops": models[0].crops}
+    like = {name: getattr(models[0], name) for name in ("camera_spec", "crops", "approach_weight")}
     return RewardModel(encoder, **like, start_weight=weight, metadata=facts)
 
 
@@ -106,23 +96,12 @@ def average_backbones(backbones: Sequence[str | Path]) -> tuple[RewardModel, dic
         ValueError: fewer than two; an adapter among them; other sizes, sentences' pieces or crops.
         FileNotFoundError: no such backbone, or one that is not `training.pretrain`'s.
     """
-    names = [str(backbone) for backbone in backbones]
-    if len(names) < 2:
-        raise ValueError(f"an average needs two backbones or more, got {', '.join(names) or 'none'}")
-    models = [RewardModel.from_pretrained(name, dtype=torch.float32) for name in names]
-    if adapted := [
-        name
-        for name, model in zip(names, models, strict=True)
-        if model.encoder.has_adapter or isinstance(model, Ensemble)
-    ]:
-        raise ValueError(f"{', '.join(adapted)} is no bare backbone, which others here are")
+    names, models = _load(backbones, bare=True)
     facts = [facts_of(locate(name)) for name in names]
     states = [model.encoder.model.state_dict() for model in models]
     same("sizes", names, [{key: tuple(value.shape) for key, value in state.items()} for state in states])
     same("pixels", names, [model.image_size for model in models])
     same("pieces of words", names, [model.encoder.tokenizer.get_vocab() for model in models])
-    same("cameras", names, [model.camera_spec for model in models])
-    same("crops", names, [model.crops for model in models])
     state = {key: torch.stack([one[key].float() for one in states]).mean(0) for key in states[0]}
     encoder = models[0].encoder
     encoder.model.load_state_dict(state)
@@ -131,6 +110,23 @@ def average_backbones(backbones: Sequence[str | Path]) -> tuple[RewardModel, dic
     unseen = [task for task in facts[0]["stand_ins"] if task not in tasks]
     made = facts[0] | {"start": None, "averaged": names, "stand_ins": unseen, "train_tasks": tasks}
     return RewardModel(encoder, camera_spec=models[0].camera_spec, crops=models[0].crops), made
+
+
+def _load(models: Sequence[str | Path], *, bare: bool) -> tuple[list[str], list[RewardModel]]:
+    """Names and models of what is to be averaged: two or more of one kind, of the same cameras and crops."""
+    names, kind = [str(model) for model in models], "backbone" if bare else "adapter"
+    if len(names) < 2:
+        raise ValueError(f"an average needs two {kind}s or more, got {', '.join(names) or 'none'}")
+    loaded = [RewardModel.from_pretrained(name, dtype=torch.float32 if bare else None) for name in names]
+    if several := [name for name, model in zip(names, loaded, strict=True) if isinstance(model, Ensemble)]:
+        raise ValueError(
+            f"{', '.join(several)} is an ensemble: average its members, one backbone's at a time"
+        )
+    if others := [n for n, model in zip(names, loaded, strict=True) if model.encoder.has_adapter == bare]:
+        raise ValueError(f"{', '.join(others)} is no {kind}, and others here are")
+    same("cameras", names, [model.camera_spec for model in loaded])
+    same("crops", names, [model.crops for model in loaded])
+    return names, loaded
 
 
 def mean(
