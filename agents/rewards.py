@@ -20,7 +20,12 @@ def load_scorer(config: AgentConfig) -> LoadedScorer | None:
     """
     if config.scored_by is None:
         return None
-    model = RewardModel.from_pretrained(config.scored_by, device=auto_device(config.device))
+    try:
+        model = RewardModel.from_pretrained(config.scored_by, device=auto_device(config.device))
+    except FileNotFoundError as error:
+        if config.scored_by != config.reward or "/" in config.reward:
+            raise
+        raise FileNotFoundError(f"{error} A reward is also dense, sparse or zero-shot.") from error
     model = model.with_cameras(config.cameras or (model.camera_spec or CameraSpec()).cameras)
     model.embed_text([config.sentence])
     if config.start_weight is not None:

@@ -602,6 +602,7 @@ def test_a_camera_that_is_not_there_costs_no_earlier_run(tmp_path):
     [
         (["--task", "open-sesame"], "unknown Meta-World task 'open-sesame'"),
         (["--reward", "no/such/checkpoint"], "error: no model 'no/such/checkpoint'"),
+        (["--reward", "dens"], "A reward is also dense, sparse or zero-shot."),
         (["--ent-coef", "much"], "ent_coef must be a number, for sac also auto"),
     ],
 )
