@@ -116,10 +116,12 @@ def test_hands_and_objects_are_in_the_workspace_of_each_camera():
 def test_any_gymnasium_mujoco_environment():
     env = gym.make("InvertedPendulum-v5")
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"no camera named corner, corner4, corner3 in .*; it has "):
+    with pytest.raises(ValueError, match=r"no camera named corner, corner4, .*; it has none: give frames_fn"):
         CameraRig(env)
     ant = gym.make("Ant-v5")
     ant.reset(seed=0)
+    with pytest.raises(ValueError, match=r"it has track: give cameras=\('track',\), say"):
+        CameraRig(ant)
     with CameraRig(ant, CameraSpec(("track",), 64, 64)) as rig:
         assert rig.render().std() > 5
     env.close()

@@ -270,6 +270,7 @@ def test_score_of_a_video(tiny_adapter_dir, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f'scores 25 frames of {path} with "{SENTENCE}"' in said
     assert "VOC" in said
+    assert "this model has seen the cameras corner, corner3 alone" in said
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["robot.csv", "robot.png"]
 
 

@@ -356,6 +356,8 @@ def test_a_name_that_is_no_dataset_says_what_was_looked_for(minari_root: Path) -
     (minari_root / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is no dataset: neither meta/info.json"):
         open_dataset(minari_root / "empty")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: give that of a LeRobotDataset v3.0"):
+        open_dataset(minari_root / "nowhere")
 
 
 def test_our_own_dataset_is_known_by_its_camera_spec(minari_root: Path) -> None:

@@ -24,7 +24,6 @@ from vlm_reward.wrappers import (
     CaptureSettings,
     VLMRewardWrapper,
     VLMVectorRewardWrapper,
-    register,
 )
 
 # One environment
@@ -370,15 +369,28 @@ def test_wrapped_meta_world_passes_gymnasiums_checker(model):
 
 
 def test_gym_make(tiny_adapter_dir):
-    register()
-    register()  # twice is fine
-    env = gym.make("vlm-reward/drawer-open-v3", model=str(tiny_adapter_dir), seed=0, transform=difference)
+    assert sum(name.startswith("vlm-reward/") for name in gym.registry) == 50  # by importing the module
+    env = gym.make(
+        "vlm_reward.wrappers:vlm-reward/drawer-open-v3",
+        model=str(tiny_adapter_dir),
+        seed=0,
+        transform=difference,
+    )
     observation, info = env.reset(seed=0)
     assert observation.shape == (39,)
     assert info["instruction"] == "open the green drawer"
     _, reward, _, _, after = env.step(np.zeros(4, np.float32))
     assert reward == pytest.approx(after["score"] - info["score"], abs=1e-6)
     env.close()
+    processes = gym.make_vec(
+        "vlm-reward/drawer-open-v3",
+        num_envs=1,
+        vectorization_mode="async",
+        vector_kwargs={"context": "spawn"},
+        model=str(tiny_adapter_dir),
+    )
+    processes.reset(seed=0)
+    processes.close()
     with pytest.raises(ValueError, match="render_mode must be 'rgb_array', got 'human'"):
         gym.make("vlm-reward/drawer-open-v3", model=str(tiny_adapter_dir), render_mode="human")
 

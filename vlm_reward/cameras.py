@@ -153,7 +153,8 @@ class CameraRig:
         missing = [name for name in spec.cameras if name not in known]
         if missing:
             raise ValueError(
-                f"no camera named {', '.join(missing)} in {env}; it has {', '.join(known) or 'none'}"
+                f"no camera named {', '.join(missing)} in {env}; it has {', '.join(known) or 'none'}: "
+                + (f"give cameras=({known[0]!r},), say" if known else "give frames_fn")
             )
         # The size of the off-screen buffer and its samples are read when the renderer is made.
         buffer = model.vis.global_

@@ -58,6 +58,11 @@ def _load_minari(name: str | Path, folder: Path) -> minari.MinariDataset:
         raise ValueError(
             f"{folder} is no dataset: neither meta/info.json (LeRobot v3.0) nor data/metadata.json (Minari)"
         )
+    if folder.is_absolute() or str(name).startswith("."):
+        raise FileNotFoundError(
+            f"no folder {folder}: give that of a LeRobotDataset v3.0 (it holds meta/info.json) or of a Minari "
+            "dataset (data/metadata.json), or a Minari id"
+        )
     try:
         return minari.load_dataset(str(name))
     except (FileNotFoundError, ValueError):

@@ -312,7 +312,8 @@ class RewardModel:
         if difference:
             raise ValueError(
                 f"the model was trained on other frames (its cameras against yours: {difference}); "
-                "render with model.camera_spec, take some of its cameras by model.with_cameras(...), or retrain"
+                "render with model.camera_spec, take some of its cameras by model.with_cameras(...), or, for "
+                "cameras of your own, take a bare backbone (siglip2-tiny) or retrain"
             )
 
     def with_cameras(self, cameras: Sequence[str]) -> "RewardModel":

@@ -260,6 +260,9 @@ def score(
     print(f'{model} scores {len(mean)} frames of {clips[0].path} with "{sentence}"\n')
     print(f"  {blocks(mean, mean.min(), mean.max())}")
     print(f"  from {mean.min():+.3f} to {mean.max():+.3f}; order in time (VOC) {100 * voc(mean):+.0f} of 100")
+    if trained.camera_spec:
+        known = ", ".join(trained.camera_spec.cameras)
+        print(f"  this model has seen the cameras {known} alone; of others a bare backbone knows more")
     print(f"\ntable    {table}\npicture  {picture}")
     return table, picture
 

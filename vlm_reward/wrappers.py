@@ -707,8 +707,8 @@ def make_reward_env(
     return VLMRewardWrapper(env, model, instruction, **options)
 
 
-def register() -> None:
-    """Make `gym.make("vlm-reward/<task>", model=...)` work for all 50 tasks. Safe to call twice."""
-    for task in all_tasks():
-        if (name := f"vlm-reward/{task}") not in gym.registry:
-            gym.register(name, "vlm_reward.wrappers:make_reward_env", kwargs={"task": task})
+# Importing this module makes `gym.make("vlm-reward/<task>", model=...)` work for all 50 tasks, so that
+# `gym.make("vlm_reward.wrappers:vlm-reward/<task>")` needs no import.
+for _task in all_tasks():
+    if (_name := f"vlm-reward/{_task}") not in gym.registry:
+        gym.register(_name, "vlm_reward.wrappers:make_reward_env", kwargs={"task": _task})
