@@ -1,8 +1,8 @@
 """Replay a saved agent: success, true return, learned return, and how well the two returns agree.
 
-    python -m agents.evaluate runs/agents/drawer-close-v3/dense/sac-seed0
-    python -m agents.evaluate runs/agents/... --which best --video out/agent.mp4
-    python -m agents.evaluate runs/agents/... --checkpoint siglip2-tiny/triplet    # score it with another model
+python -m agents.evaluate runs/agents/drawer-close-v3/dense/sac-seed0
+python -m agents.evaluate runs/agents/... --which best --video out/agent.mp4
+python -m agents.evaluate runs/agents/... --checkpoint siglip2-tiny/triplet    # score it with another model
 """
 
 import fcntl

@@ -323,6 +323,12 @@ def test_folders_without_scenes_say_so(tmp_path):
 def test_shares_are_checked(tmp_path):
     with pytest.raises(ValueError, match="--plain is a share of the episodes, from 0 to 1, got 2"):
         worlds.main(worlds.Config(tmp_path, plain=2.0))
+    worlds.main(worlds.Config(tmp_path / "none", worlds=0, size=28, workers=1))
+    worlds.main(worlds.Config(tmp_path / "none", worlds=0, size=28, seed=1))
+    with pytest.raises(
+        ValueError, match=r"none holds scenes made otherwise \(size: 28 then, 56 now\); give another"
+    ):
+        worlds.main(worlds.Config(tmp_path / "none", worlds=0, size=56))
     with pytest.raises(ValueError, match="--far is a share of the places, from 0 to 1, got -1"):
         worlds.main(worlds.Config(tmp_path, far=-1.0))
     with pytest.raises(ValueError, match="--fewest is 1 to 3 things, got 4"):

@@ -26,7 +26,7 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import numpy as np
 import tyro
 
 from training.captions import PALETTE, WORDS, facts
+from vlm_reward._jobs import changes, replacing
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, Crop, cut
 from vlm_reward.envs import FINGERS, MetaWorldTask, expert_policy
@@ -83,7 +84,7 @@ class Config:
     """Render the pretraining scenes."""
 
     output: Path = Path("out/scenes")
-    """Folder of the shards; those already there are kept."""
+    """Folder of the shards; those already there are kept, and must be made with the same settings."""
     size: int = 112
     """Side of the stored frames, pixels."""
     rounds: int = 3
@@ -553,6 +554,22 @@ def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> No
     os.replace(fresh, path)
 
 
+def keep_settings(config: Any, *free: str) -> None:
+    """Note in `config.output` what its shards are made with, all of `config` but what may change: `free`.
+
+    Raises:
+        ValueError: those there are made with something else; they would be taken for these.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    free = ("output", "workers", *free)
+    now = {name: value for name, value in asdict(config).items() if name not in free}
+    file = config.output / "settings.json"
+    if file.exists() and (differ := changes(json.loads(file.read_text()), now)):
+        raise ValueError(f"{config.output} holds scenes made otherwise ({differ}); give another --output")
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(now, indent=1))
+
+
 def main(config: Config) -> None:
     """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
     for name in ("visits", "plain", "goals", "far"):
@@ -561,11 +578,11 @@ def main(config: Config) -> None:
             raise ValueError(f"--{name} is a share of the {of}, from 0 to 1, got {share}")
     if config.actions and config.visits:
         raise ValueError("--actions are replayed as they were: there is no room for --visits")
-    config.output.mkdir(parents=True, exist_ok=True)
     order = train_tasks()
     unknown = [task for task in config.tasks if task not in order]
     if unknown:
         raise ValueError(f"scenes are rendered of training tasks alone, got {', '.join(unknown)}")
+    keep_settings(config, "rounds", "tasks", "actions")
     wanted = [(task, round_, None) for round_ in range(config.rounds) for task in config.tasks]
     if config.actions:
         found = [(read_actions(file)[0], file) for file in sorted(config.actions)]
