@@ -16,12 +16,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from vlm_reward._jobs import changes, replacing
+from vlm_reward._jobs import keep_settings
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
@@ -166,23 +166,6 @@ def table(rounds: Sequence[Sequence[dict]]) -> str:
     return "\n".join(lines)
 
 
-def check_settings(cfg: LoopConfig) -> None:
-    """ValueError when `output` holds a loop by other settings, whose steps would be taken for this one's."""
-    free = ("rounds", "workers", "output")
-    now = {
-        key: value
-        for key, value in json.loads(json.dumps(asdict(cfg), default=str)).items()
-        if key not in free
-    }
-    file = cfg.output / "settings.json"
-    then = json.loads(file.read_text()) if file.exists() else now
-    if differ := changes(then, now):
-        raise ValueError(f"{cfg.output} was begun with other settings ({differ}); give another --output")
-    cfg.output.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as fresh:
-        fresh.write_text(json.dumps(now, indent=2) + "\n")
-
-
 def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
     if members_of(locate(cfg.reward)):
@@ -194,7 +177,7 @@ def main(cfg: LoopConfig) -> Path:
             open_dataset(dataset)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; or make it: python -m training.collect train-rollouts") from error
-    check_settings(cfg)
+    keep_settings(cfg, "rounds", otherwise="was begun with other settings")
     reward, rounds = cfg.reward, []
     for number in range(cfg.rounds + 1):  # the last round's agents try the last adapter
         jobs = [agent_steps(cfg, number, task, reward) for task in cfg.tasks]

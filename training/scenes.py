@@ -26,7 +26,7 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ import numpy as np
 import tyro
 
 from training.captions import PALETTE, WORDS, facts
-from vlm_reward._jobs import changes, replacing
+from vlm_reward._jobs import keep_settings
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, Crop, cut
 from vlm_reward.envs import FINGERS, MetaWorldTask, expert_policy
@@ -554,22 +554,6 @@ def write_shard(path: Path, header: dict[str, Any], shard: dict[str, Any]) -> No
     os.replace(fresh, path)
 
 
-def keep_settings(config: Any, *free: str) -> None:
-    """Note in `config.output` what its shards are made with, all of `config` but what may change: `free`.
-
-    Raises:
-        ValueError: those there are made with something else; they would be taken for these.
-    """
-    config.output.mkdir(parents=True, exist_ok=True)
-    free = ("output", "workers", *free)
-    now = {name: value for name, value in asdict(config).items() if name not in free}
-    file = config.output / "settings.json"
-    if file.exists() and (differ := changes(json.loads(file.read_text()), now)):
-        raise ValueError(f"{config.output} holds scenes made otherwise ({differ}); give another --output")
-    with replacing(file) as fresh:
-        fresh.write_text(json.dumps(now, indent=1))
-
-
 def main(config: Config) -> None:
     """Render all shards that are not there yet, round by round, so that any prefix is balanced over tasks."""
     for name in ("visits", "plain", "goals", "far"):
@@ -582,7 +566,7 @@ def main(config: Config) -> None:
     unknown = [task for task in config.tasks if task not in order]
     if unknown:
         raise ValueError(f"scenes are rendered of training tasks alone, got {', '.join(unknown)}")
-    keep_settings(config, "rounds", "tasks", "actions")
+    keep_settings(config, "rounds", "tasks", "actions", otherwise="holds scenes made otherwise")
     wanted = [(task, round_, None) for round_ in range(config.rounds) for task in config.tasks]
     if config.actions:
         found = [(read_actions(file)[0], file) for file in sorted(config.actions)]

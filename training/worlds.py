@@ -26,7 +26,8 @@ import numpy as np
 import tyro
 
 from training.captions import PALETTE, Thing, facts_of_things
-from training.scenes import CENTRE, STATE, VIEWS, Shard, Variation, depth, keep_settings, write_shard
+from training.scenes import CENTRE, STATE, VIEWS, Shard, Variation, depth, write_shard
+from vlm_reward._jobs import keep_settings
 from vlm_reward._parallel import run_jobs
 from vlm_reward.cameras import CameraRig, CameraSpec
 
@@ -573,7 +574,7 @@ def main(config: Config) -> None:
         raise ValueError(f"--far is a share of the places, from 0 to 1, got {config.far}")
     if not 1 <= config.fewest < THINGS:
         raise ValueError(f"--fewest is 1 to {THINGS - 1} things, got {config.fewest}")
-    keep_settings(config, "worlds", "seed")
+    keep_settings(config, "worlds", "seed", otherwise="holds scenes made otherwise")
     paths = [(config.output / f"{config.seed:03d}-world-{k:03d}.npz", k) for k in range(config.worlds)]
     jobs = [(path, number, config) for path, number in paths if not path.exists()]
     run_jobs(_write, jobs, workers=config.workers, unit="world", done=len(paths) - len(jobs))

@@ -1,6 +1,7 @@
 """What every long job needs: a bar, a clean stop, files that are whole or as before, memory that stays fast."""
 
 import ctypes
+import json
 import os
 import platform
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,27 @@ def replacing(file: Path) -> Iterator[Path]:
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, the settings of `now` that had another value, or none, `then`; empty when there are none."""
     return "; ".join(f"{k}: {then.get(k)} then, {now[k]} now" for k in now if then.get(k) != now[k])
+
+
+def keep_settings(config: Any, *free: str, otherwise: str) -> None:
+    """Note in `config.output` what its results are made with, and refuse to go on there with other settings.
+
+    Args:
+        config: a dataclass of the settings.
+        free: those that may change, beside `output` and `workers`.
+        otherwise: what the error says of a folder of other settings, e.g. `was begun with other settings`.
+
+    Raises:
+        ValueError: what is there was made with other settings, and would be taken for these.
+    """
+    now = json.loads(json.dumps(asdict(config), default=str))
+    now = {name: value for name, value in now.items() if name not in ("output", "workers", *free)}
+    file = config.output / "settings.json"
+    if file.exists() and (differ := changes(json.loads(file.read_text()), now)):
+        raise ValueError(f"{config.output} {otherwise} ({differ}); give another --output")
+    config.output.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def keep_freed_memory() -> None:
