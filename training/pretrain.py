@@ -41,7 +41,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from training.language import Lesson, Teacher, instructions, is_held_out, lessons, make_tokenizer, words
+from training.language import (
+    Lesson,
+    Teacher,
+    half_precision,
+    instructions,
+    is_held_out,
+    lessons,
+    make_tokenizer,
+    words,
+)
 from training.order import Orders, Ranked, Scenes, covered, ranked_loss, shifted
 from training.scenes import POINTS, STATE, inside
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
@@ -258,7 +267,7 @@ def text_features(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str
 def said_by(model: Any, tokenizer: PreTrainedTokenizerFast, said: list[str], length: int) -> Tensor:
     """`text_features` of many."""
     parts = [said[i : i + 512] for i in range(0, len(said), 512)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         return torch.cat(
             [text_features(model, tokenizer, part, length) for part in tqdm(parts, desc="texts")]
         )
@@ -433,7 +442,7 @@ def pretrain(config: Config) -> None:
             if step < config.text_steps:
                 optimizer, rate = first, 1e-3 * cosine_rate(step, config.text_steps, 50)
                 batch = [corpus[i] for i in rng.integers(0, len(corpus), config.text_batch)]
-                with torch.autocast("cpu", torch.bfloat16):
+                with half_precision():
                     student = text_features(model, tokenizer, batch, config.text_length)
                 loss = distillation(student, widen(student), taught[[place[s] for s in batch]])
                 parts = {"text": loss}
@@ -527,7 +536,7 @@ def step_losses(
         torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
         for low, high in ((0.8, 1.2), (-0.15, 0.15))
     )
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         patches, pooled = image_features(model, frames * contrast + light)
         everything = [s for kind in kinds.values() for s in kind]
         if own is None:
