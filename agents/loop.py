@@ -25,7 +25,7 @@ from vlm_reward._jobs import keep_settings
 from vlm_reward._parallel import run_jobs
 from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import locate
-from vlm_reward.reward_model import members_of
+from vlm_reward.reward_model import REACH, members_of
 from vlm_reward.tasks import check_task, train_tasks
 
 DATASET = "agent-rollouts-v0"
@@ -168,9 +168,14 @@ def table(rounds: Sequence[Sequence[dict]]) -> str:
 
 def main(cfg: LoopConfig) -> Path:
     """Run what is left of all rounds; returns the last adapter."""
-    if members_of(locate(cfg.reward)):
+    folder = locate(cfg.reward)
+    if members_of(folder):
         raise ValueError(
             f"{cfg.reward} is an ensemble, of whose members one can be trained on: give its name"
+        )
+    if (folder / REACH).is_file():
+        raise ValueError(
+            f"{cfg.reward} tells how near the hand is and no more: give an adapter or a backbone"
         )
     try:
         for dataset in cfg.rollouts:

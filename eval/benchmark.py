@@ -203,7 +203,7 @@ def score(job: Job) -> None:
     """Measure a checkpoint; writes `job.part`."""
     cfg, start = job.cfg, time.monotonic()
     model = RewardModel.from_pretrained(job.name, device=auto_device(cfg.device))
-    if job.name in cfg.zero_shot and model.encoder.has_adapter:
+    if job.name in cfg.zero_shot and model.is_part:
         raise ValueError(f"{job.name} is an adapter, not a bare backbone: give it as --checkpoint")
     if cfg.start_weight is not None:
         model = model.with_start_weight(cfg.start_weight)
@@ -520,7 +520,7 @@ def _identity(model: RewardModel) -> dict[str, Any]:
         return {"backbone": " + ".join(backbones), "objective": "ensemble", "preset": "", "seed": None}
     name = portable_name(model.encoder.name, Path())
     backbone = Path(name).name if Path(name).is_absolute() else name
-    if not model.encoder.has_adapter:
+    if not model.is_part:
         return {"backbone": backbone, "objective": "zero_shot", "preset": "", "seed": None}
     defaults = {"objective": "unknown", "preset": "", "seed": None}
     return {"backbone": backbone} | {key: model.metadata.get(key, value) for key, value in defaults.items()}

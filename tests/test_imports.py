@@ -40,8 +40,18 @@ LIBRARY = {
     },
     "_card": {"tasks"},
     "instructions": set(),
-    # `from_pretrained` makes ensembles, too: it imports them when it meets one.
-    "reward_model": {"_card", "cameras", "ensemble", "instructions", "preprocess", "encoder", "similarity"},
+    # `from_pretrained` makes ensembles and reach models, too: it imports them when it meets one.
+    "reward_model": {
+        "_card",
+        "cameras",
+        "ensemble",
+        "encoder",
+        "instructions",
+        "preprocess",
+        "reach",
+        "similarity",
+    },
+    "reach": {"encoder", "instructions", "reward_model"},
     "ensemble": {"_card", "encoder", "reward_model"},
     "wrappers": {"cameras", "envs", "reward_model", "tasks", "transforms"},
     "demo": {"_film", "_jobs", "cameras", "curves", "envs", "metrics", "reward_model", "tasks"},

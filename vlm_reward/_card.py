@@ -75,14 +75,14 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
                 metric_value=round(100 * validated, 1),
             )
         )
-    members = facts.get("members")
+    members, reaches = facts.get("members"), "reach" in facts
     base = facts["backbone"] if adapter and not members else None
     head = ModelCardData(
         model_name=name,
         base_model=base,
-        library_name="vlm-reward" if members else "peft" if adapter else "transformers",
+        library_name="vlm-reward" if members or reaches else "peft" if adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
-        tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if base else [])],
+        tags=["vlm-reward", "robotics", "reward-model", *(["lora"] if base and not reaches else [])],
         eval_results=results or None,
     )
     judges = facts.get("objective") == "judge"
@@ -91,10 +91,13 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
     if judges:
         does = "tells from camera frames whether what a sentence asks is so already: above a score of 0.3"
         sentence, gives, after = "close the drawer", "is_so", ".mean(1) > 0.3"
+    if reaches:
+        does = "scores robot camera frames by how near the hand is to what a sentence names: a part of an ensemble"
+    what = "An ensemble" if members else "A LoRA adapter" if adapter else "A dual encoder"
     body = [
         f"# {name}",
         "",
-        f"{'An ensemble' if members else 'A LoRA adapter' if adapter else 'A dual encoder'} that {does}.",
+        f"{'A head on the patches of a frozen backbone' if reaches else what} that {does}.",
         "",
         "```python",
         "from vlm_reward.reward_model import RewardModel",
@@ -123,7 +126,7 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             figure = (result.metric_name or "").removesuffix(", %")
             body.append(f"| {result.dataset_name} | {figure} | {result.metric_value}{interval} |")
     if adapter and isinstance(protocol := facts.get("protocol"), Mapping):
-        learned = _judge_learned if judges else _learned
+        learned = _judge_learned if judges else _reach_learned if reaches else _learned
         body += ["", "## Data and protocol", "", learned(facts, protocol)]
     if members:
         told = f"The mean of the scores of {_code(list(members))}, each by the share below{_unseen(facts)}."
@@ -194,6 +197,18 @@ def _judge_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str
         else "",
     ]
     return " ".join(filter(None, told))
+
+
+def _reach_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """Of a reach model: where it was learned, and how often it is right."""
+    right = facts.get("validation", {})
+    told = ", ".join(f"{name} {100 * part:.1f} %" for name, part in right.items())
+    return (
+        f"Scenes of {len(facts.get('train_tasks', []))} tasks and of worlds that no task has "
+        f"({_code(protocol.get('scenes'))}), where the simulator knows where hand and things are{_unseen(facts)}. "
+        f"Seed {facts.get('seed')}, {facts.get('trained_steps')} steps of {protocol.get('batch_size')} images. "
+        f"Of two images of a scene it tells the nearer hand: {told}."
+    )
 
 
 _USE = (

@@ -204,9 +204,11 @@ def models() -> Finding:
     from safetensors import SafetensorError, safe_open
 
     from vlm_reward.encoder import ADAPTER_CONFIG, CHECKPOINTS
-    from vlm_reward.reward_model import JUDGE, METADATA, members_of
+    from vlm_reward.reward_model import JUDGE, METADATA, REACH, members_of
 
-    found = sorted({file.parent for file in CHECKPOINTS.rglob("*config.json")})
+    found = sorted(
+        {file.parent for pattern in ("*config.json", REACH) for file in CHECKPOINTS.rglob(pattern)}
+    )
     judges = {
         folder for folder in found if folder.name == JUDGE and (folder.parent / ADAPTER_CONFIG).exists()
     }

@@ -280,6 +280,36 @@ class DualEncoder(nn.Module):
             features = self.model.get_image_features(pixel_values=pixels)
         return _unit(features)
 
+    def encode_patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What each patch of images says, before they are pooled.
+
+        Args:
+            pixels: float [M, 3, S, S], from `preprocess`.
+
+        Returns:
+            [M, P, W], row by row from the upper left.
+
+        Raises:
+            ValueError: another model than a SigLIP of fixed resolution.
+        """
+        self._check_patches()
+        return self.model.vision_model(pixel_values=pixels).last_hidden_state
+
+    @property
+    def patches(self) -> int:
+        """P of `encode_patches`."""
+        self._check_patches()
+        return (self.image_size // self._patch) ** 2
+
+    @property
+    def patch_width(self) -> int:
+        """W of `encode_patches`."""
+        return self.model.config.vision_config.hidden_size
+
+    def _check_patches(self) -> None:
+        if self._family != "siglip":
+            raise ValueError(f"patches are read of SigLIP models of fixed resolution, this is {self._family}")
+
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed sentences, each as often as it is given.
 

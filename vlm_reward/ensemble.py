@@ -145,7 +145,7 @@ class Ensemble(RewardModel):
 
     @property
     def _widths(self) -> list[int]:
-        return [member.encoder.embedding_dim for member in self.members]
+        return [member.embedding_dim for member in self.members]
 
     @property
     def _start_widths(self) -> list[int]:

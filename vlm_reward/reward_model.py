@@ -31,10 +31,12 @@ from vlm_reward.similarity import cosine, keep, reached, toward
 METADATA = "vlm_reward.json"
 JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
-# Plain; with a start_weight; a judge; an approach_weight; crops; members; an approach_weight of all of them. An
-# older library would overlook what came later.
+REACH = "reach.safetensors"
+"""File of a `vlm_reward.reach.ReachHead`."""
+# Plain; with a start_weight; a judge; an approach_weight; crops; members; an approach_weight of all of them; a
+# head that tells how near the hand is. An older library would overlook what came later.
 FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = range(1, 6)
-ENSEMBLE_VERSION, ASKED_VERSION = 6, 7
+ENSEMBLE_VERSION, ASKED_VERSION, REACH_VERSION = 6, 7, 8
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -146,21 +148,17 @@ class RewardModel:
                 members, list(names.values()), approach_weight=approach, names=list(names), metadata=metadata
             )
         judge = None
+        if "reach" in metadata:
+            from vlm_reward.reach import ReachModel, load_head
+
+            encoder = _backbone_of(folder, metadata.get("backbone"), None, local_files_only)
+            encoder.requires_grad_(False).to(device).eval()
+            head = load_head(folder / REACH, metadata["reach"])
+            return ReachModel(encoder, head, camera_spec=spec, crops=crops, metadata=metadata, dtype=dtype)
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
-            if not backbone:
-                raise ValueError(f"adapter {folder} names no backbone in {METADATA} or {ADAPTER_CONFIG}")
-            around = folder.resolve().parents[:2]  # a judge lies in its adapter, that in its backbone
-            near = [up for up in around if up.name == backbone and (up / "config.json").is_file()]
-            try:
-                encoder = DualEncoder.from_pretrained(
-                    near[0] if near else backbone,
-                    revision=config.revision,
-                    local_files_only=local_files_only,
-                )
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"the backbone of adapter {folder} is missing: {error}") from error
+            encoder = _backbone_of(folder, backbone, config.revision, local_files_only)
             if metadata.get("judge"):
                 judge = cls.from_pretrained(
                     folder / JUDGE, device=device, dtype=dtype, local_files_only=local_files_only
@@ -278,9 +276,19 @@ class RewardModel:
             return self._embed_texts(texts).cpu().numpy()
 
     @property
+    def embedding_dim(self) -> int:
+        """D of `embed`."""
+        return self.encoder.embedding_dim
+
+    @property
     def image_size(self) -> int:
         """S, the side of what `look` gives, pixels."""
         return self.encoder.image_size
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is saved without its backbone, as an adapter is."""
+        return self.encoder.has_adapter
 
     @property
     def sees_parts(self) -> bool:
@@ -392,7 +400,7 @@ class RewardModel:
             facts = self._facts(final)
             (folder / METADATA).write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n")
             if not (final / "README.md").exists():
-                (folder / "README.md").write_text(model_card(name, facts, self.encoder.has_adapter))
+                (folder / "README.md").write_text(model_card(name, facts, self.is_part))
 
     def _write(self, folder: Path, final: Path) -> None:
         """The weights, to a folder that will be moved to `final`."""
@@ -426,7 +434,7 @@ class RewardModel:
             OSError: the Hub cannot be reached or refuses.
         """
         backbone = portable_name(self.encoder.name, Path(repo_id))
-        if self.encoder.has_adapter and Path(backbone).is_absolute():
+        if self.is_part and Path(backbone).is_absolute():
             raise ValueError(
                 f"the adapter's backbone is the local folder {backbone}: push the backbone first and load it "
                 "by its Hub id"
@@ -500,8 +508,12 @@ class RewardModel:
                     resample=encoder.resample,
                     device=encoder.device,
                 )
-                parts.append(encoder.encode_images(pixels))
+                parts.append(self._encode(pixels))
         return _finite(torch.cat(parts), "image").reshape(*frames.shape[:2], -1)
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Preprocessed images [M, 3, S, S] -> what `embed` gives of each, [M, D]."""
+        return self.encoder.encode_images(pixels)
 
     def _starts(self, start: np.ndarray | torch.Tensor | None, images: torch.Tensor) -> torch.Tensor:
         """`embed_start` [1 or N, V, D'] of the first frames of what is embedded as `images` [N, V, D]."""
@@ -586,7 +598,23 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
 
 
 _WEIGHTS = ("start_weight", "approach_weight")
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "members", *_WEIGHTS)
+_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "members", "reach", *_WEIGHTS)
+
+
+def _backbone_of(
+    folder: Path, backbone: str | None, revision: str | None, local_files_only: bool
+) -> DualEncoder:
+    """The backbone that the adapter in a folder names."""
+    if not backbone:
+        raise ValueError(f"adapter {folder} names no backbone in {METADATA} or {ADAPTER_CONFIG}")
+    around = folder.resolve().parents[:2]  # a judge lies in its adapter, that in its backbone
+    near = [up for up in around if up.name == backbone and (up / "config.json").is_file()]
+    try:
+        return DualEncoder.from_pretrained(
+            near[0] if near else backbone, revision=revision, local_files_only=local_files_only
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the backbone of adapter {folder} is missing: {error}") from error
 
 
 def members_of(folder: Path) -> list[str]:
@@ -614,9 +642,9 @@ def _read_metadata(
         weights = {name: float(facts.get(name, 0.0)) for name in _WEIGHTS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); copy or train the checkpoint again") from error
-    if version not in range(FORMAT_VERSION, ASKED_VERSION + 1):
+    if version not in range(FORMAT_VERSION, REACH_VERSION + 1):
         raise ValueError(
-            f"{path} has format version {version}, this vlm-reward reads up to {ASKED_VERSION}: upgrade "
+            f"{path} has format version {version}, this vlm-reward reads up to {REACH_VERSION}: upgrade "
             "vlm-reward"
         )
     return facts, spec, crops, weights

@@ -1,0 +1,242 @@
+"""A reach model tells how near the hand is to what a sentence names, and nothing else."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents import loop
+from training import reach as command
+from training.reach import ReachConfig
+from vlm_reward import reward_model as module
+from vlm_reward.cameras import CameraSpec
+from vlm_reward.ensemble import Ensemble
+from vlm_reward.reach import ReachHead, ReachModel, load_head
+from vlm_reward.reward_model import RewardModel
+
+TEXT = "open the green drawer"
+SPEC = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
+
+
+def head_of(seed: int = 0) -> ReachHead:
+    """A random head for `tiny_encoder`: 4 patches of 32 numbers, sentences of 32."""
+    torch.manual_seed(seed)
+    return ReachHead(4, 32, 32, asked=8, kept=4)
+
+
+@pytest.fixture
+def model(tiny_encoder) -> ReachModel:
+    return ReachModel(tiny_encoder, head_of(), camera_spec=SPEC, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("metres", "score"), [(0.01, 1), (0.1, 0), (1.0, -1), (0.001, 1), (3.0, -1)])
+def test_a_score_is_linear_in_the_logarithm_of_the_distance(model, frames, metres, score):
+    last = model.head.distance[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(math.log(metres) - math.log(0.15))
+    scores = model.score(frames, TEXT)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, np.full((3, 2), score), atol=1e-5)
+
+
+def test_places_are_those_of_the_patches_that_are_meant():
+    head = head_of()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.hand.weight[0, 0] = 50.0  # a patch with a number 0 is the hand
+        head.shown.weight[0, 1] = 50.0  # one with a number 1 is asked for by a sentence with a number 2
+        head.asked.weight[0, 2] = 1.0
+    patches = torch.zeros(1, 4, 32)
+    patches[0, 0, 0] = patches[0, 3, 1] = 1.0  # upper left, lower right
+    text = torch.eye(32)[2]
+    _, at_hand, at_thing, logits = head(head.look(patches), text)
+    torch.testing.assert_close(at_hand, torch.tensor([[-0.5, 0.5]]))
+    torch.testing.assert_close(at_thing, torch.tensor([[0.5, -0.5]]))
+    assert logits.argmax() == 3
+    _, _, nowhere, _ = head(head.look(patches), torch.eye(32)[3])  # a sentence that asks for nothing
+    torch.testing.assert_close(nowhere, torch.zeros(1, 2))
+
+
+def test_it_hears_the_thing_and_not_what_is_to_be_done(model, frames):
+    near = model.score(frames, "open the drawer")
+    np.testing.assert_array_equal(near, model.score(frames, "close the drawer"))
+    assert np.abs(near - model.score(frames, "press the button")).max() > 1e-4
+    assert model.with_approach_weight(1) is model
+    assert model.with_start_weight(1) is model
+    compared = model.compare(model.embed(frames), ["open the drawer", "press the button"])
+    np.testing.assert_allclose(compared[..., 0], near, atol=1e-6)
+    several = model.score(frames, ["open the drawer", "press the button", "open the drawer"])
+    np.testing.assert_allclose(several[1], compared[1, :, 1], atol=1e-6)
+    one = model.with_cameras("corner3")
+    np.testing.assert_allclose(one.score(frames[:, 1:], TEXT), model.score(frames, TEXT)[:, 1:], atol=1e-6)
+
+
+def test_saved_and_loaded_it_scores_the_same(tiny_backbone_dir, tmp_path, frames):
+    backbone = tmp_path / "tiny"
+    backbone.symlink_to(tiny_backbone_dir)
+    made = ReachModel(
+        RewardModel.from_pretrained(tiny_backbone_dir).encoder,
+        head_of(),
+        camera_spec=SPEC,
+        metadata={"objective": "reach", "train_tasks": ["reach-v3"]},
+    )
+    made.save_pretrained(tmp_path / "reach")
+    names = {file.name for file in (tmp_path / "reach").iterdir()}
+    assert names == {"README.md", "reach.safetensors", "vlm_reward.json"}
+    facts = json.loads((tmp_path / "reach" / module.METADATA).read_text())
+    assert facts["format_version"] == module.REACH_VERSION == 8
+    assert facts["reach"] == {"patches": 4, "width": 32, "text_width": 32, "asked": 8, "kept": 4}
+    card = (tmp_path / "reach" / "README.md").read_text()
+    assert "A head on the patches of a frozen backbone" in card
+    assert "lora" not in card.lower()
+    again = RewardModel.from_pretrained(tmp_path / "reach")
+    assert isinstance(again, ReachModel)
+    assert again.metadata["train_tasks"] == ["reach-v3"]
+    np.testing.assert_array_equal(again.score(frames, TEXT), made.score(frames, TEXT))
+    with pytest.raises(ValueError, match="push the backbone first"):
+        again.push_to_hub("me/reach")
+
+
+def test_damaged_or_foreign_heads_are_refused(model, tmp_path):
+    model.head.save(tmp_path / "head")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_head(tmp_path / "head", model.head.sizes | {"asked": 9})
+    with pytest.raises(ValueError, match="is damaged"):
+        load_head(tmp_path / "head", None)
+    with pytest.raises(FileNotFoundError, match=r"has no reach\.safetensors"):
+        load_head(tmp_path / "reach.safetensors", model.head.sizes)
+    (tmp_path / "head").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match="train it again"):
+        load_head(tmp_path / "head", model.head.sizes)
+    with pytest.raises(ValueError, match="the head is of another backbone"):
+        ReachModel(model.encoder, ReachHead(9, 32, 32), camera_spec=SPEC)
+    with pytest.raises(ValueError, match="square grid"):
+        ReachHead(5, 32, 32)
+    with pytest.raises(ValueError, match="takes no judge"):
+        model.with_judge(model)
+
+
+def test_in_an_ensemble_it_counts_by_its_share(model, make_tiny_encoder, frames):
+    other = RewardModel(make_tiny_encoder(1), camera_spec=SPEC, start_weight=0.5, dtype=torch.float32)
+    both = Ensemble([other, model], [3.0, 1.0], approach_weight=0.5)
+    asked = other.with_approach_weight(0.5)
+    expected = 0.75 * asked.score(frames, TEXT, start=frames[0]) + 0.25 * model.score(frames, TEXT)
+    np.testing.assert_allclose(both.score(frames, TEXT, start=frames[0]), expected, atol=1e-6)
+    start = both.embed_start(frames[:1])[0]
+    compared = both.compare(both.embed(frames), [TEXT, "press the button"], start)
+    np.testing.assert_allclose(compared[..., 0], expected, atol=1e-6)
+
+
+def test_the_loop_refuses_to_train_on_from_it(model, tmp_path):
+    model.save_pretrained(tmp_path / "reach")
+    with pytest.raises(ValueError, match="how near the hand is and no more"):
+        loop.main(loop.LoopConfig(reward=str(tmp_path / "reach"), output=tmp_path / "loop"))
+
+
+# Training
+
+
+def test_the_loss_is_that_of_hand(model):
+    """A head whose places are those of patch 0, with one of four equally likely patches: by hand."""
+    head = model.head
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    looked = head.look(torch.zeros(2, 4, 32))
+    hand = torch.tensor([[0.05, 0.0], [math.nan, math.nan]])
+    thing = torch.tensor([[0.5, 0.5], [math.nan, math.nan]])
+    far = torch.tensor([0.15, math.nan])
+    losses = command.losses_of(head, looked, torch.zeros(2, 32), hand, thing, far)
+    assert losses["distance"] == pytest.approx(0.0, abs=1e-6)  # an untrained head says 15 cm
+    assert losses["hand"] == pytest.approx(0.5 * 0.05**2 / 0.1 / 2, abs=1e-6)
+    assert losses["thing"] == pytest.approx(0.5 - 0.05, abs=1e-6)
+    share = np.exp([-0.0, -2.0, -2.0, -4.0])  # squared distances 0, 1, 1, 2 over 2 / 4
+    share /= share.sum()
+    assert losses["where"] == pytest.approx(np.log(4) + (share * np.log(share)).sum(), abs=1e-5)
+
+
+@pytest.fixture
+def config(tiny_backbone_dir: Path, shards: Path, tmp_path: Path, monkeypatch) -> ReachConfig:
+    monkeypatch.setattr(command, "train_tasks", lambda: ("window-open-v3", "push-v3"))
+    return ReachConfig(
+        output=tmp_path / "reach",
+        backbone=str(tiny_backbone_dir),
+        scenes=(shards,),
+        steps=6,
+        batch_size=16,
+        save_every=2,
+        threads=1,
+    )
+
+
+def test_stopped_and_resumed_it_comes_to_the_same_weights(config, tmp_path, monkeypatch):
+    right = command.reach(config)
+    assert set(right) == {"learned tasks"}
+    whole = (config.output / module.REACH).read_bytes()
+    assert {file.name for file in config.output.iterdir()} == {"README.md", module.REACH, module.METADATA}
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        command.reach(config)
+
+    parted = replace(config, output=tmp_path / "parted")
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        command.reach(replace(parted, resume=True))
+    calls = iter([False] * 3 + [True])  # among the patches
+    stopped = type("Stop", (), {"__enter__": lambda _: lambda: next(calls), "__exit__": lambda *_: None})
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "stop_on_interrupt", stopped)
+        assert command.reach(parted) == {}
+    stored = (parted.output / "patches.f16").stat().st_size
+    assert stored == 3 * 32 * (4 * 32 * 2 + 8)  # three batches of 32: 4 patches of 32 halves, and a move
+    with pytest.raises(ValueError, match="begun with other settings"):
+        command.reach(replace(parted, resume=True, seed=1))
+    full = 2 * len(command.Scenes(config.scenes, command.train_tasks())) * (4 * 32 * 2 + 8)
+    steps = [0]
+
+    def stop() -> bool:
+        steps[0] += (parted.output / "patches.f16").stat().st_size >= full
+        return steps[0] > 4  # after some steps of training
+
+    stopped = type("Stop", (), {"__enter__": lambda _: stop, "__exit__": lambda *_: None})
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "stop_on_interrupt", stopped)
+        assert command.reach(replace(parted, resume=True)) == {}
+    assert (parted.output / "state.safetensors").exists()
+    assert command.reach(replace(parted, resume=True)) == right
+    assert (parted.output / module.REACH).read_bytes() == whole
+
+
+def test_it_learns_to_tell_the_nearer_hand(config):
+    """Of real scenes, with patches of the embedded backbone; half would be chance."""
+    learned = replace(config, backbone="siglip2-tiny", steps=150, batch_size=64)
+    right = command.reach(learned)
+    assert right["learned tasks"] > 0.85
+    model = RewardModel.from_pretrained(learned.output)
+    assert model.metadata["train_tasks"] == ["push-v3", "window-open-v3"]
+    assert model.metadata["validation"] == right
+    frames = np.zeros((1, 3, 56, 56, 3), np.uint8)
+    assert model.score(frames, TEXT).shape == (1, 3)
+
+
+def test_stand_ins_are_not_learned_from(config):
+    right = command.reach(replace(config, stand_ins=("push-v3",)))
+    assert set(right) == {"learned tasks", "stand-ins"}
+    facts = json.loads((config.output / module.METADATA).read_text())
+    assert facts["train_tasks"] == ["window-open-v3"]
+    with pytest.raises(ValueError, match="is no training task"):
+        command.reach(replace(config, stand_ins=("drawer-open-v3",), overwrite=True))
+
+
+def test_what_cannot_be_learned_from_is_refused(config):
+    with pytest.raises(ValueError, match="render them again"):
+        command.reach(replace(config, backbone="siglip2-tiny-soup"))  # which looks at crops
+    with pytest.raises(FileNotFoundError, match="run python -m training"):
+        command.reach(replace(config, scenes=(config.output,)))
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        replace(config, steps=0)
+    assert not config.output.exists()

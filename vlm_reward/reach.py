@@ -1,0 +1,201 @@
+"""How near the hand is to what a sentence names: a reward that looks for both in the patches of an image."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlm_reward.encoder import DualEncoder, portable_name
+from vlm_reward.instructions import approach
+from vlm_reward.reward_model import REACH, REACH_VERSION, RewardModel
+
+NEAREST, FARTHEST = 0.01, 1.0
+"""Metres: the score is 1 at the first or less, -1 at the second or more, linear in the logarithm between."""
+_TYPICAL = math.log(0.15)  # of a distance in metres: where an untrained head begins
+_OFFSET = 0.15  # of the image's half width: how finely a place is told within a patch
+
+
+class ReachHead(nn.Module):
+    """Where in an image the hand is, where what a sentence names, and how far they are from each other.
+
+    Both places are soft arg-maxes over the patches: the hand's has weights of its own, the thing's come from the
+    inner product of patch and sentence. The distance is read from the patches there alone, and from the two
+    places; so what else stands in a scene says nothing, once both are found.
+
+    Args:
+        patches: P of an image, a square grid.
+        width: W of a patch.
+        text_width: D of a sentence's embedding.
+        asked: size of the inner product.
+        kept: numbers that each place keeps of its patch.
+    """
+
+    centres: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, patches: int, width: int, text_width: int, asked: int = 32, kept: int = 32) -> None:
+        super().__init__()
+        if math.isqrt(patches) ** 2 != patches:
+            raise ValueError(f"patches must be a square grid, got {patches}")
+        self.sizes = {"patches": patches, "width": width, "text_width": text_width}
+        self.sizes |= {"asked": asked, "kept": kept}
+        self.asked, self.shown = nn.Linear(text_width, asked), nn.Linear(width, asked)
+        self.hand, self.offsets = nn.Linear(width, 1), nn.Linear(width, 4)
+        self.hand_kept, self.thing_kept = nn.Linear(width, kept), nn.Linear(width, kept)
+        self.distance = nn.Sequential(
+            nn.Linear(2 * kept + 7, 128), nn.GELU(), nn.Linear(128, 64), nn.GELU(), nn.Linear(64, 1)
+        )
+        side = math.isqrt(patches)
+        line = (torch.arange(side) + 0.5) / side * 2 - 1
+        y, x = torch.meshgrid(-line, line, indexing="ij")
+        self.register_buffer("centres", torch.stack([x, y], -1).reshape(patches, 2), persistent=False)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    @property
+    def embedding_dim(self) -> int:
+        """E, the size of what `look` gives."""
+        kept = self.sizes["kept"] + 2
+        return self.sizes["patches"] * (self.sizes["asked"] + kept) + kept
+
+    def look(self, patches: torch.Tensor) -> torch.Tensor:
+        """All that a sentence needs of an image: patches [M, P, W] -> float32 [M, E]."""
+        patches = (patches.float() - self.mean) / self.std
+        offsets = _OFFSET * self.offsets(patches).unflatten(-1, (2, 2))
+        places = self.centres[:, None] + offsets  # [M, P, 2 (hand, thing), 2]
+        things = torch.cat([self.shown(patches), self.thing_kept(patches), places[:, :, 1]], -1)
+        hands = torch.cat([self.hand_kept(patches), places[:, :, 0]], -1)
+        hand = (self.hand(patches).softmax(1) * hands).sum(1)
+        return torch.cat([things.flatten(1), hand], 1)
+
+    def forward(
+        self, looked: torch.Tensor, texts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images and sentences, one of each.
+
+        Args:
+            looked: [..., E], of `look`.
+            texts: [..., D], unit norm; the leading dimensions are broadcast.
+
+        Returns:
+            The logarithm of the distance in metres [...]; where the hand is and where the thing, [..., 2] in
+            [-1, 1] (right, up) of the image; and the logits of the thing's patch [..., P].
+        """
+        asked, kept, patches = (self.sizes[name] for name in ("asked", "kept", "patches"))
+        things, hand = looked.split([looked.shape[-1] - kept - 2, kept + 2], -1)
+        shown, values = things.unflatten(-1, (patches, -1)).split([asked, kept + 2], -1)
+        query = self.asked(texts * math.sqrt(texts.shape[-1]))
+        logits = (shown @ query[..., None])[..., 0] / math.sqrt(asked)
+        thing = (logits.softmax(-1)[..., None, :] @ values)[..., 0, :]
+        hand, at_hand = hand.split([kept, 2], -1)
+        thing, at_thing = thing.split([kept, 2], -1)
+        hand, at_hand = hand.expand_as(thing), at_hand.expand_as(at_thing)
+        away = at_hand - at_thing
+        far = away.norm(dim=-1, keepdim=True)
+        seen = torch.cat([hand, thing, at_hand, at_thing, away, far], -1)
+        return _TYPICAL + self.distance(seen)[..., 0], at_hand, at_thing, logits
+
+    def save(self, file: Path) -> None:
+        """Weights, as safetensors; the sizes go where `ReachModel` keeps its facts."""
+        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, file)
+
+
+class ReachModel(RewardModel):
+    """Scores frames by how near the hand is to what a sentence names first, and by nothing else.
+
+    "open the green drawer" and "close the green drawer" have one score. It is a part, not a reward of its own:
+    in an ensemble beside models that know what is asked, in the place of asking them for the hand in words (their
+    `approach_weight`). It knows the hand that it was trained with, Meta-World's, by the cameras of its
+    `camera_spec`.
+
+    Args:
+        encoder: a SigLIP of fixed resolution, whose patches and sentences the head was trained with, frozen.
+        head: see `ReachHead`.
+        options: `camera_spec`, `crops`, `metadata` and `dtype`, as of a `RewardModel`.
+
+    Example:
+        >>> model = RewardModel.from_pretrained("siglip2-tiny-soup/reach")
+        >>> model.score(frames, "open the drawer")  # 1 at 1 cm, 0 at 10 cm, -1 at 1 m: float32 [N, V]
+    """
+
+    def __init__(self, encoder: DualEncoder, head: ReachHead, **options: Any) -> None:
+        super().__init__(encoder, **options)
+        found = encoder.patches, encoder.patch_width, encoder.embedding_dim
+        wanted = tuple(head.sizes[name] for name in ("patches", "width", "text_width"))
+        if found != wanted:
+            raise ValueError(
+                f"the head is of another backbone: patches, their width and that of sentences are {wanted}, "
+                f"those of {encoder.name or 'the backbone'} {found}"
+            )
+        self.head = head.requires_grad_(False).to(encoder.device).eval()
+
+    @property
+    def embedding_dim(self) -> int:
+        """E of `embed`: what a sentence needs of an image, see `ReachHead.look`."""
+        return self.head.embedding_dim
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is saved without its backbone."""
+        return True
+
+    def with_start_weight(self, start_weight: float) -> "ReachModel":
+        """Itself: it needs no first frame."""
+        return self
+
+    def with_approach_weight(self, approach_weight: float) -> "ReachModel":
+        """Itself: it asks for nothing but the hand."""
+        return self
+
+    def with_judge(self, judge: RewardModel) -> RewardModel:
+        """Refused: how near the hand is says nothing of what is so."""
+        raise ValueError("a reach model takes no judge: give one to a model that scores what is asked")
+
+    def _like_this(self, **changed: Any) -> "ReachModel":
+        same = {name: changed.get(name, getattr(self, name)) for name in ("camera_spec", "crops", "metadata")}
+        return ReachModel(self.encoder, self.head, **same, dtype=self.dtype)
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.encoder.encode_patches(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):  # places to a fraction of a pixel
+            return self.head.look(patches)
+
+    def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return self._embed_sentences([texts] if isinstance(texts, str) else [approach(t) or t for t in texts])
+
+    def _compare(
+        self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
+    ) -> torch.Tensor:
+        said = self._embed_texts(texts).float()
+        far = self.head(images[:, :, None], said[:, None, None] if each else said)[0]
+        share = (far - math.log(NEAREST)) / math.log(FARTHEST / NEAREST)
+        return 1 - 2 * share.clamp(0, 1)
+
+    def _write(self, folder: Path, final: Path) -> None:
+        self.head.save(folder / REACH)
+
+    def _facts(self, final: Path) -> dict[str, Any]:
+        own = {"format_version": REACH_VERSION, "backbone": portable_name(self.encoder.name, final)}
+        return super()._facts(final) | own | {"reach": self.head.sizes}
+
+
+def load_head(file: Path, sizes: Any) -> ReachHead:
+    """The head in a file of `ReachHead.save`.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged, or not of these sizes.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}; copy or train it again")
+    try:
+        head = ReachHead(**sizes)
+        head.load_state_dict(load_file(file))
+    except Exception as error:  # safetensors', torch's and Python's own
+        raise ValueError(f"{file} is damaged ({error}); train it again: python -m training.reach") from error
+    return head
