@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.encoder import CHECKPOINTS
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.envs import behaviour, make_env
-from vlm_reward.metrics import voc
-from vlm_reward.reward_model import RewardModel
+from vlm_reward.metrics import spearman, voc
+from vlm_reward.reward_model import REACH, RewardModel
 from vlm_reward.tasks import HELD_OUT, instruction, train_tasks
 
 BACKBONES = sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
-ADAPTERS = sorted(path.parent for path in CHECKPOINTS.rglob("*/adapter_config.json"))
+REACHES = sorted(path.parent for path in CHECKPOINTS.rglob(REACH))
+ADAPTERS = sorted(path.parent for path in CHECKPOINTS.rglob("*/adapter_config.json")) + REACHES
 
 
 def name_of(folder: Path) -> str:
@@ -28,7 +30,7 @@ def test_the_ensemble_is_of_shipped_models_of_training_tasks():
     assert isinstance(ensemble, Ensemble)
     assert set(ensemble.names) <= {name_of(folder) for folder in (*ADAPTERS, *BACKBONES)}
     assert len({member.encoder.name for member in ensemble.members}) == 2
-    assert {member.approach_weight for member in ensemble.members} == {0.5}
+    assert {name for name in ensemble.names if CHECKPOINTS / name in REACHES} == {"siglip2-tiny-soup/reach"}
     assert sum(ensemble.weights) == pytest.approx(1)
     assert set(ensemble.metadata["train_tasks"]) <= set(train_tasks())
     assert "held-out" in (CHECKPOINTS / "siglip2-tiny-ensemble" / "README.md").read_text()
@@ -102,6 +104,25 @@ def test_an_expert_on_a_held_out_task_is_rewarded(adapter, task):
     scores = model.score(np.stack(frames[::2]), instruction(task), start=frames[0])
     assert scores.shape == (len(frames[::2]), 3)
     assert voc(scores.mean(1)) > 0.5
+
+
+def test_it_finds_the_hand_and_a_thing_of_a_task_never_seen():
+    """How near the hand is to the handle of the held-out drawer, told from rendered frames of an expert."""
+    model = RewardModel.from_pretrained("siglip2-tiny-soup/reach")
+    assert model.camera_spec is not None
+    env: Any = make_env("drawer-open-v3", max_episode_steps=70)
+    observation, _ = env.reset(seed=0)
+    act = behaviour("drawer-open-v3", "expert", np.random.default_rng(0))
+    frames, metres = [], []
+    with CameraRig(env, model.camera_spec) as rig:
+        for step in range(0, 70):
+            observation, *_ = env.step(act(step, observation))
+            frames.append(rig.render())
+            metres.append(np.linalg.norm(observation[:3] - observation[4:7]))
+    env.close()
+    scores = model.score(np.stack(frames), instruction("drawer-open-v3")).mean(1)
+    assert min(metres) < 0.1 < max(metres)
+    assert spearman(scores, -np.array(metres)) > 0.6
 
 
 def test_loads_by_name_from_anywhere(tmp_path, monkeypatch):
