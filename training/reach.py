@@ -109,8 +109,8 @@ def patches_of(
 
     What is in the file already is kept: a stopped run goes on there. None when it was stopped.
     """
-    shape = (encoder.patches, encoder.patch_width)
-    record = np.dtype([("patches", np.float16, shape), ("moved", np.float32, 2)])
+    sizes = (encoder.patches, encoder.patch_width)
+    record = np.dtype([("patches", np.float16, sizes), ("moved", np.float32, 2)])
     count = len(scenes)
     batches = [
         (changed, start, min(start + BATCH_OF_IMAGES, count))
@@ -199,7 +199,7 @@ def huber(told: Tensor, wanted: Tensor) -> Tensor:
 
 def losses_of(
     head: ReachHead, looked: Tensor, texts: Tensor, hand: Tensor, thing: Tensor, far: Tensor
-) -> dict:
+) -> dict[str, Tensor]:
     """The losses by the names of WEIGHTS.
 
     Args:
