@@ -63,7 +63,8 @@ class FakeModel:
     under an opposite one it falls, under any other it is 0; a deaf model follows every sentence."""
 
     def __init__(self, name, metadata=None, deaf=False, start_weight=0.0):
-        self.encoder = SimpleNamespace(name=name, has_adapter=metadata is not None)
+        self.encoder = SimpleNamespace(name=name)
+        self.is_part = metadata is not None
         self.image_size, self.crops = 2, None
         self.metadata = metadata or {}
         self.camera_spec = SPEC
