@@ -253,6 +253,15 @@ def shifted(frames: np.ndarray, rng: np.random.Generator, reach: int = 6) -> tup
     return shown, (moves[:, ::-1] * np.array((-2, 2)) / frames.shape[1]).astype(np.float32)
 
 
+def relit(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Preprocessed images [N, 3, S, S], each of another contrast and brightness."""
+    contrast, light = (
+        torch.tensor(rng.uniform(low, high, (len(pixels), 3, 1, 1)), dtype=torch.float32).to(pixels.device)
+        for low, high in ((0.8, 1.2), (-0.15, 0.15))
+    )
+    return pixels * contrast + light
+
+
 def covered(frames: np.ndarray, points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Frames [N, S, S, 3], some with up to three rectangles over them, of one colour or cut from another frame.
 

@@ -51,7 +51,7 @@ from training.language import (
     make_tokenizer,
     words,
 )
-from training.order import Orders, Ranked, Scenes, covered, ranked_loss, shifted
+from training.order import Orders, Ranked, Scenes, covered, ranked_loss, relit, shifted
 from training.scenes import POINTS, STATE, inside
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, replacing, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec, Crop
@@ -532,12 +532,9 @@ def step_losses(
         )
     shown, moves = shifted(frames, rng)
     frames = preprocess(shown, size=size, mean=MEAN, std=STD)
-    contrast, light = (
-        torch.tensor(rng.uniform(low, high, (config.batch, 3, 1, 1)), dtype=torch.float32)
-        for low, high in ((0.8, 1.2), (-0.15, 0.15))
-    )
+    frames = relit(frames, rng)
     with half_precision():
-        patches, pooled = image_features(model, frames * contrast + light)
+        patches, pooled = image_features(model, frames)
         everything = [s for kind in kinds.values() for s in kind]
         if own is None:
             text = text_features(model, tokenizer, everything, config.text_length)

@@ -29,13 +29,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from training.order import Scenes, covered, shifted
+from training.order import Scenes, covered, relit, shifted
 from training.scenes import STATE, inside
-from training.train import Progress, learning_rate, load_state, save_state
+from training.train import Progress, learning_rate, load_state, pixels_of, save_state
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, keep_settings, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import DualEncoder, locate
-from vlm_reward.preprocess import preprocess
 from vlm_reward.reach import NEAREST, ReachHead, ReachModel
 from vlm_reward.reward_model import METADATA, REACH, auto_device, read_crops
 from vlm_reward.tasks import train_tasks
@@ -133,21 +132,9 @@ def patches_of(
                 if changed:
                     points = np.concatenate([scenes.points[rows], scenes.spots[rows]], 1)
                     frames, moved = shifted(covered(frames, points, COVERED, rng), rng)
-                pixels = preprocess(
-                    frames,
-                    size=encoder.image_size,
-                    mean=encoder.image_mean,
-                    std=encoder.image_std,
-                    resample=encoder.resample,
-                    device=encoder.device,
-                )
+                pixels = pixels_of(encoder, frames)
                 if changed:
-                    shape = (len(rows), 3, 1, 1)
-                    contrast, light = (
-                        torch.tensor(rng.uniform(low, high, shape), dtype=torch.float32, device=pixels.device)
-                        for low, high in ((0.8, 1.2), (-0.15, 0.15))
-                    )
-                    pixels = pixels * contrast + light
+                    pixels = relit(pixels, rng)
                 some = np.empty(len(rows), record)
                 with torch.inference_mode():
                     some["patches"] = encoder.encode_patches(pixels).float().cpu().numpy()

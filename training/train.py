@@ -577,9 +577,9 @@ def ten_of(said: Sequence[str], right: str) -> list[str]:
     return [right, *rng.permutation(wrong)[:9].tolist()]
 
 
-def encode_frames(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
-    """uint8 [M, S, S, 3] -> float32 [M, D], unit norm, in one forward."""
-    pixels = preprocess(
+def pixels_of(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
+    """uint8 [M, S, S, 3] -> what the encoder takes of them, on its device."""
+    return preprocess(
         frames,
         size=encoder.image_size,
         mean=encoder.image_mean,
@@ -587,7 +587,11 @@ def encode_frames(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
         resample=encoder.resample,
         device=encoder.device,
     )
-    return encoder.encode_images(pixels)
+
+
+def encode_frames(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
+    """uint8 [M, S, S, 3] -> float32 [M, D], unit norm, in one forward."""
+    return encoder.encode_images(pixels_of(encoder, frames))
 
 
 def joint(encode: Callable[[np.ndarray], Tensor], count: int, accelerator: Accelerator) -> Tensor:
