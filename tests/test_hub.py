@@ -166,6 +166,18 @@ def test_an_adapter_that_a_backbone_does_not_have_is_told_which_it_has(cache):
         load("siglip2-tiny-zoom/vip")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("siglip2-tiny-ensembel", "siglip2-tiny-ensemble"),
+        ("siglip2-tiny-soup/reech", "siglip2-tiny-soup/reach"),
+    ],
+)
+def test_the_hint_knows_ensembles_and_reach_models(cache, name, near):
+    with pytest.raises(FileNotFoundError, match=f"did you mean .*'{near}'"):
+        load(name)
+
+
 def test_a_name_that_is_like_no_other_gets_no_advice(cache):
     with pytest.raises(FileNotFoundError, match="no model 'google/bert': neither"):
         load("google/bert")

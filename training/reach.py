@@ -1,9 +1,9 @@
 """Teach a backbone's patches to tell how near the hand is to what a sentence names (vlm_reward.reach).
 
-    python -m training.scenes --output out/far --rounds 1 --episodes 12 --apart --visits 0.7 --goals 0.15 \\
+    python -m training.scenes --output out/hands --rounds 1 --episodes 12 --apart --visits 0.7 --goals 0.15 \\
         --far 0.5 --plain 0.5 --crop --seed 3
     python -m training.worlds --output out/single --worlds 160 --episodes 3 --crop --seed 2 --fewest 1 --far 0.4
-    python -m training.reach --backbone siglip2-tiny-soup --scenes out/far out/single --output runs/reach
+    python -m training.reach --backbone siglip2-tiny-soup --scenes out/hands out/single --output runs/reach
 
 The backbone stays as it is: its patches are computed once for each image as it is, and once with the image moved,
 relit and with rectangles over what is neither hand nor thing, and kept in the output folder until the head has
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from training.order import Scenes, covered, relit, shifted
 from training.scenes import STATE, inside
-from training.train import Progress, learning_rate, load_state, pixels_of, save_state
+from training.train import Progress, learning_rate, load_state, save_state
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, keep_settings, stop_on_interrupt
 from vlm_reward.cameras import CameraSpec
 from vlm_reward.encoder import DualEncoder, locate
@@ -63,7 +63,7 @@ class ReachConfig:
     """Folder of the reach model."""
     backbone: str = "siglip2-tiny-soup"
     """A SigLIP of fixed resolution: a name under checkpoints/, a folder or a Hub id."""
-    scenes: tuple[Path, ...] = (Path("out/far"), Path("out/single"))
+    scenes: tuple[Path, ...] = (Path("out/hands"), Path("out/single"))
     """Folders of shards of training.scenes and training.worlds; cropped ones where the backbone looks at crops."""
     stand_ins: tuple[str, ...] = ()
     """Training tasks to leave out, as substitutes for the unseen."""
@@ -132,7 +132,7 @@ def patches_of(
                 if changed:
                     points = np.concatenate([scenes.points[rows], scenes.spots[rows]], 1)
                     frames, moved = shifted(covered(frames, points, COVERED, rng), rng)
-                pixels = pixels_of(encoder, frames)
+                pixels = encoder.preprocess(frames)
                 if changed:
                     pixels = relit(pixels, rng)
                 some = np.empty(len(rows), record)

@@ -63,7 +63,6 @@ from vlm_reward.datasets import open_dataset
 from vlm_reward.encoder import DualEncoder, locate, read_adapter_config
 from vlm_reward.frame_cache import FrameCache, cached
 from vlm_reward.metrics import top1_of_k, voc
-from vlm_reward.preprocess import preprocess
 from vlm_reward.recording import EpisodeInfo
 from vlm_reward.reward_model import RewardModel, auto_dtype, read_crops
 from vlm_reward.similarity import cosine, multi_view, toward
@@ -577,21 +576,9 @@ def ten_of(said: Sequence[str], right: str) -> list[str]:
     return [right, *rng.permutation(wrong)[:9].tolist()]
 
 
-def pixels_of(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
-    """uint8 [M, S, S, 3] -> what the encoder takes of them, on its device."""
-    return preprocess(
-        frames,
-        size=encoder.image_size,
-        mean=encoder.image_mean,
-        std=encoder.image_std,
-        resample=encoder.resample,
-        device=encoder.device,
-    )
-
-
 def encode_frames(encoder: DualEncoder, frames: np.ndarray) -> Tensor:
     """uint8 [M, S, S, 3] -> float32 [M, D], unit norm, in one forward."""
-    return encoder.encode_images(pixels_of(encoder, frames))
+    return encoder.encode_images(encoder.preprocess(frames))
 
 
 def joint(encode: Callable[[np.ndarray], Tensor], count: int, accelerator: Accelerator) -> Tensor:

@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm_reward.preprocess import Resample
+from vlm_reward.preprocess import Resample, preprocess
 
 _PACKED = Path(__file__).resolve().parent / "checkpoints"
 CHECKPOINTS = _PACKED if _PACKED.is_dir() else _PACKED.parent.parent / "checkpoints"
@@ -251,6 +251,19 @@ class DualEncoder(nn.Module):
     def forward(self, pixels: torch.Tensor, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Both towers in one call, which distributed wrappers need: ([M, D], [T, D])."""
         return self.encode_images(pixels), self.encode_text(texts)
+
+    def preprocess(self, frames: Any) -> torch.Tensor:
+        """Frames of any size, uint8 [..., H, W, 3], as `encode_images` takes them (vlm_reward.preprocess):
+        float32 [M, 3, S, S] on the encoder's device; leading axes are flattened into M.
+        """
+        return preprocess(
+            frames,
+            size=self.image_size,
+            mean=self.image_mean,
+            std=self.image_std,
+            resample=self.resample,
+            device=self.device,
+        )
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embed images in one forward.
@@ -602,8 +615,7 @@ def locate(name: str | Path, *, revision: str | None = None, local_files_only: b
 
 def _absent(name: str | Path) -> str:
     """Where a model was looked for, and the embedded ones that are called nearly so."""
-    found = (*CHECKPOINTS.rglob("config.json"), *CHECKPOINTS.rglob(ADAPTER_CONFIG))
-    names = sorted(file.parent.relative_to(CHECKPOINTS).as_posix() for file in found)
+    names = sorted({file.parent.relative_to(CHECKPOINTS).as_posix() for file in CHECKPOINTS.rglob("*.json")})
     backbone, slash, _ = str(name).partition("/")
     own = [one for one in names if slash and one.startswith(f"{backbone}/") and one.count("/") == 1]
     close = difflib.get_close_matches(str(name), own or names, cutoff=0.0 if own else 0.6)

@@ -25,7 +25,7 @@ from vlm_reward.encoder import (
     write_folder,
 )
 from vlm_reward.instructions import approach
-from vlm_reward.preprocess import preprocess, resize
+from vlm_reward.preprocess import resize
 from vlm_reward.similarity import cosine, keep, reached, toward
 
 METADATA = "vlm_reward.json"
@@ -500,15 +500,7 @@ class RewardModel:
         parts = []
         with self._inference():
             for start in range(0, len(images), step):
-                pixels = preprocess(
-                    images[start : start + step],
-                    size=encoder.image_size,
-                    mean=encoder.image_mean,
-                    std=encoder.image_std,
-                    resample=encoder.resample,
-                    device=encoder.device,
-                )
-                parts.append(self._encode(pixels))
+                parts.append(self._encode(encoder.preprocess(images[start : start + step])))
         return _finite(torch.cat(parts), "image").reshape(*frames.shape[:2], -1)
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
