@@ -133,6 +133,24 @@ def test_in_an_ensemble_it_counts_by_its_share(model, make_tiny_encoder, frames)
     np.testing.assert_allclose(compared[..., 0], expected, atol=1e-6)
 
 
+def test_an_ensemble_runs_a_backbone_once_for_all_that_read_it(tiny_backbone_dir, tmp_path, frames):
+    plain = RewardModel.from_pretrained(tiny_backbone_dir, dtype=torch.float32)
+    head = ReachModel(plain.encoder, head_of(), dtype=torch.float32)
+    head.save_pretrained(tmp_path / "reach")
+    names = [str(tiny_backbone_dir), str(tmp_path / "reach")]
+    Ensemble([plain, head], [3.0, 1.0], names=names).save_pretrained(tmp_path / "both")
+    both = RewardModel.from_pretrained(tmp_path / "both", dtype=torch.float32)
+    assert both.members[0].encoder is both.members[1].encoder
+    forwards = []
+    both.encoder.model.vision_model.register_forward_hook(lambda *_: forwards.append(1))
+    expected = 0.75 * plain.score(frames, TEXT) + 0.25 * head.score(frames, TEXT)
+    np.testing.assert_allclose(both.score(frames, TEXT), expected, atol=1e-6)
+    assert len(forwards) == 1
+    both.members[0].dtype = torch.bfloat16  # no longer the same arithmetic
+    both.score(frames, TEXT)
+    assert len(forwards) == 3
+
+
 def test_the_loop_refuses_to_train_on_from_it(model, tmp_path):
     model.save_pretrained(tmp_path / "reach")
     with pytest.raises(ValueError, match="how near the hand is and no more"):

@@ -137,7 +137,7 @@ def patches_of(
                     pixels = relit(pixels, rng)
                 some = np.empty(len(rows), record)
                 with torch.inference_mode():
-                    some["patches"] = encoder.encode_patches(pixels).float().cpu().numpy()
+                    some["patches"] = encoder.encode_patches(pixels)[1].float().cpu().numpy()
                 some["moved"] = moved
                 some.tofile(stored)
                 bar.update(len(rows))

@@ -293,20 +293,21 @@ class DualEncoder(nn.Module):
             features = self.model.get_image_features(pixel_values=pixels)
         return _unit(features)
 
-    def encode_patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What each patch of images says, before they are pooled.
+    def encode_patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `encode_images` gives and, of the same forward, what each patch says before they are pooled.
 
         Args:
             pixels: float [M, 3, S, S], from `preprocess`.
 
         Returns:
-            [M, P, W], row by row from the upper left.
+            float32 [M, D], unit norm, and [M, P, W], row by row from the upper left.
 
         Raises:
             ValueError: another model than a SigLIP of fixed resolution.
         """
         self._check_patches()
-        return self.model.vision_model(pixel_values=pixels).last_hidden_state
+        seen = self.model.vision_model(pixel_values=pixels)
+        return _unit(seen.pooler_output), seen.last_hidden_state
 
     @property
     def patches(self) -> int:

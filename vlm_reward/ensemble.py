@@ -9,7 +9,7 @@ import torch
 
 from vlm_reward._card import chosen
 from vlm_reward.encoder import portable_name
-from vlm_reward.reward_model import ASKED_VERSION, ENSEMBLE_VERSION, RewardModel
+from vlm_reward.reward_model import ASKED_VERSION, ENSEMBLE_VERSION, RewardModel, embed_together
 
 
 class Ensemble(RewardModel):
@@ -121,7 +121,15 @@ class Ensemble(RewardModel):
         return Ensemble(members, self.weights, metadata=self.metadata)
 
     def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:
-        return torch.cat([member._embed_frames(frames, batch_size) for member in self.members], dim=-1)
+        alike: dict[Any, list[int]] = {}
+        for place, member in enumerate(self.members):
+            crops = tuple((member.crops or {}).items())
+            alike.setdefault((id(member.encoder), crops, member.dtype), []).append(place)
+        parts: dict[int, torch.Tensor] = {}
+        for places in alike.values():
+            embedded = embed_together([self.members[place] for place in places], frames, batch_size)
+            parts |= zip(places, embedded, strict=True)
+        return torch.cat([parts[place] for place in range(len(self.members))], dim=-1)
 
     def _start_width(self, width: int) -> int:
         return sum(self._start_widths)

@@ -160,9 +160,13 @@ class ReachModel(RewardModel):
         same = {name: changed.get(name, getattr(self, name)) for name in ("camera_spec", "crops", "metadata")}
         return ReachModel(self.encoder, self.head, **same, dtype=self.dtype)
 
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches = self.encoder.encode_patches(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):  # places to a fraction of a pixel
+    @property
+    def _reads_patches(self) -> bool:
+        return True
+
+    def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
+        assert patches is not None
+        with torch.autocast(patches.device.type, enabled=False):  # places to a fraction of a pixel
             return self.head.look(patches)
 
     def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:

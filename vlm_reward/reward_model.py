@@ -143,6 +143,10 @@ class RewardModel:
 
             same: Any = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
             members = [cls.from_pretrained(name, **same) for name in names]
+            bare: dict[Path, DualEncoder] = {}  # which several members may read: loaded and run once
+            for member in members:
+                if not member.encoder.has_adapter:
+                    member.encoder = bare.setdefault(locate(member.encoder.name).resolve(), member.encoder)
             approach = weights["approach_weight"] if "approach_weight" in metadata else None
             return Ensemble(
                 members, list(names.values()), approach_weight=approach, names=list(names), metadata=metadata
@@ -491,21 +495,16 @@ class RewardModel:
 
     def _embed_frames(self, frames: np.ndarray | torch.Tensor, batch_size: int | None) -> torch.Tensor:
         """[N, V, H, W, 3] -> [N, V, D] on the model's device."""
-        encoder = self.encoder
-        step = batch_size or (256 if encoder.device.type == "cuda" else 32)
-        if step < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        images: Any = self.look(frames) if self.crops else frames  # else resized below, a few at a time
-        images = images.reshape(-1, *images.shape[2:])
-        parts = []
-        with self._inference():
-            for start in range(0, len(images), step):
-                parts.append(self._encode(encoder.preprocess(images[start : start + step])))
-        return _finite(torch.cat(parts), "image").reshape(*frames.shape[:2], -1)
+        return embed_together([self], frames, batch_size)[0]
 
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Preprocessed images [M, 3, S, S] -> what `embed` gives of each, [M, D]."""
-        return self.encoder.encode_images(pixels)
+    @property
+    def _reads_patches(self) -> bool:
+        """Whether `_read` needs them."""
+        return False
+
+    def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
+        """What the encoder gives of M images -> what `embed` gives of each, [M, D]."""
+        return images
 
     def _starts(self, start: np.ndarray | torch.Tensor | None, images: torch.Tensor) -> torch.Tensor:
         """`embed_start` [1 or N, V, D'] of the first frames of what is embedded as `images` [N, V, D]."""
@@ -587,6 +586,28 @@ def auto_dtype(device: str | torch.device) -> torch.dtype:
         if any(getattr(torch.cpu, name, bool)() for name in names):
             return torch.bfloat16
     return torch.float32
+
+
+def embed_together(
+    models: Sequence[RewardModel], frames: np.ndarray | torch.Tensor, batch_size: int | None
+) -> list[torch.Tensor]:
+    """`embed` of models of one encoder, crops and dtype, in one forward: [N, V, D] of each, on their device."""
+    first = models[0]
+    encoder = first.encoder
+    step = batch_size or (256 if encoder.device.type == "cuda" else 32)
+    if step < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    images: Any = first.look(frames) if first.crops else frames  # else resized below, a few at a time
+    images = images.reshape(-1, *images.shape[2:])
+    with_patches = any(model._reads_patches for model in models)
+    parts = []
+    with first._inference():
+        for start in range(0, len(images), step):
+            pixels = encoder.preprocess(images[start : start + step])
+            seen = encoder.encode_patches(pixels) if with_patches else (encoder.encode_images(pixels), None)
+            parts.append([model._read(*seen) for model in models])
+    shape = (*frames.shape[:2], -1)
+    return [_finite(torch.cat(part), "image").reshape(shape) for part in zip(*parts, strict=True)]
 
 
 _WEIGHTS = ("start_weight", "approach_weight")
