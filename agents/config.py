@@ -228,6 +228,7 @@ class AgentConfig(RewardConfig):
             parts += [self.transform] if self.transform != "raw" else []
             parts += [f"start {self.start_weight:g}"] if self.start_weight is not None else []
             parts += [f"approach {self.approach_weight:g}"] if self.approach_weight is not None else []
+            parts += [f"scale {self.reward_scale:g}"] if self.reward_scale != 1 else []
             parts += [f"+{self.add}"] if self.add != "none" else []
             parts += ["+".join(self.cameras)] if self.cameras else []
         return ", ".join(parts)

@@ -105,6 +105,10 @@ def test_settings_survive_json_and_name_the_run(tmp_path):
     assert AgentConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.reward_label == "siglip2-tiny/triplet, difference, corner"
     assert (
+        replace(config, reward_scale=10.0).reward_label
+        == "siglip2-tiny/triplet, difference, scale 10, corner"
+    )
+    assert (
         str(config.folder) == "runs/agents/drawer-close-v3/siglip2-tiny-triplet-difference-corner/sac-seed3"
     )
     assert (config.setting("net_layers"), replace(config, net_layers=2).setting("net_layers")) == (3, 2)
