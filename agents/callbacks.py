@@ -131,6 +131,11 @@ class EpisodeLog(BaseCallback):
         parts += ["REWARD HACKING?"] if self.alarm else []
         self.bar.set_postfix_str(", ".join(parts), refresh=False)
 
+    def learned_return(self) -> float | None:
+        """Mean learned return of the last `window` episodes; None without a model, or an episode."""
+        recent = [episode["learned_return"] for episode in self.episodes[-self.window :]]
+        return None if not recent or None in recent else float(np.mean(recent))
+
     def columns(self) -> tuple[list[float], list[float], list[float]]:
         """Learned return, true return and success of all episodes that have a learned return."""
         scored = [episode for episode in self.episodes if episode["learned_return"] is not None]

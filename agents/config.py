@@ -137,8 +137,12 @@ class AgentConfig(RewardConfig):
     """Evaluate, and save, every so many steps."""
     eval_episodes: int = 20
     """Episodes of an evaluation; their placements are the same each time."""
+    best_by: Literal["learned", "success"] | None = None
+    """Which agent is kept as `best`, at the evaluations: the one whose last `hacking_window` episodes of training
+    had the highest learned return, which takes no true reward; or the one that succeeds most often. learned
+    for a learned reward alone, else success."""
     hacking_window: int = 20
-    """Episodes in each of the windows that the reward-hacking warning compares."""
+    """Episodes in each of the windows that the reward-hacking warning compares, and `best_by` learned."""
     keep_frames: bool = False
     """sac: keep every frame, at the model's resolution, so that agents.relabel can score them again; with a
     learned reward or --monitor, and --score-every 1."""
@@ -176,6 +180,8 @@ class AgentConfig(RewardConfig):
             )
         if not 1 <= self.horizon <= MAX_EPISODE_STEPS:
             raise ValueError(f"horizon must be in [1, {MAX_EPISODE_STEPS}], got {self.horizon}")
+        if self.best_by == "learned" and not self.scored_by:
+            raise ValueError("best_by learned needs a learned return: a learned reward, or --monitor")
         if self.hacking_window < 2:
             raise ValueError(f"hacking_window must be at least 2, got {self.hacking_window}")
         automatic = self.algo == "sac" and str(self.ent_coef).startswith("auto")
@@ -212,6 +218,12 @@ class AgentConfig(RewardConfig):
         if not self.learned:
             return self.monitor
         return self.backbone if self.reward == "zero-shot" else self.reward
+
+    @property
+    def keeps_best_by(self) -> Literal["learned", "success"]:
+        """`best_by` or its default."""
+        alone = self.learned and self.transform == "raw" and self.add == "none"
+        return self.best_by or ("learned" if alone else "success")
 
     @property
     def sentence(self) -> str:
@@ -272,5 +284,13 @@ class AgentConfig(RewardConfig):
     def protocol(self) -> dict[str, Any]:
         """The settings that decide the result: what a resumed run may not change."""
         apart = ("timesteps", "output", "results", "label", "resume", "overwrite", "threads", "device")
-        loose = ("eval_every", "eval_episodes", "hacking_window", "processes", "buffer", "buffer_size")
+        loose = (
+            "eval_every",
+            "eval_episodes",
+            "best_by",
+            "hacking_window",
+            "processes",
+            "buffer",
+            "buffer_size",
+        )
         return {key: value for key, value in self.to_dict().items() if key not in (*apart, *loose)}

@@ -43,7 +43,7 @@ class EvaluateConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run of agents.train."""
     which: Literal["last", "best"] = "last"
-    """The agent at the end, or the one that succeeded most often while training."""
+    """The agent at the end, or the one that was kept as the best while training (agents.train --best-by)."""
     episodes: int = 20
     """Episodes; their placements are always the same."""
     checkpoint: str | None = None

@@ -13,6 +13,7 @@ hacks the reward; a warning says so.
 
 import functools
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -126,6 +127,7 @@ def train(config: AgentConfig) -> TrainResult:
             if steps // config.eval_every > before // config.eval_every or steps >= config.timesteps:
                 seeds = range(DURING_TRAINING, DURING_TRAINING + config.eval_episodes)
                 row = {"step": steps, **evaluate(config, policy, None, seeds)}
+                row["training_learned_return"] = log.learned_return()
                 evaluations.append(row)
                 write_lines(folder / "evaluations.jsonl", evaluations)
                 for name in ("success", "env_return"):
@@ -134,7 +136,7 @@ def train(config: AgentConfig) -> TrainResult:
                 log.bar.write(
                     f"step {steps}: success {row['success']:.0%}, true return {row['env_return']:.0f}"
                 )
-                if row is max(evaluations, key=lambda row: (row["success"], row["env_return"])):
+                if row is max(evaluations, key=functools.partial(worth, config.keeps_best_by)):
                     save("best")
                 save("last")
         steps = agent.num_timesteps
@@ -146,6 +148,14 @@ def train(config: AgentConfig) -> TrainResult:
     if row:
         write_row(config.results, row)
     return TrainResult(folder, steps, row, (steps - first) / max(seconds, 1e-9), log.alarm, interrupted)
+
+
+def worth(best_by: Literal["learned", "success"], row: dict[str, Any]) -> tuple[float, ...]:
+    """Of an evaluation, a line of evaluations.jsonl: what the best agent is chosen by, more is better."""
+    if best_by == "success":
+        return row["success"], row["env_return"]
+    score = row.get("training_learned_return")  # none before the first episode has ended
+    return (-math.inf if score is None else score,)
 
 
 def final_row(

@@ -24,7 +24,7 @@ from agents.config import AgentConfig
 from agents.environments import AgentReward, make_task_env
 from agents.replay import FrameStore, TracedReplayBuffer, load_transitions, open_frames
 from agents.rewards import agent_reward, load_scorer, shaping
-from agents.train import main, train
+from agents.train import main, train, worth
 from tests.clock import ClockReader
 from tests.synthetic import write_dataset
 from training import collect, scenes
@@ -93,6 +93,7 @@ def run_door(config, steps=6, frames=None):
         ({"clip_range": -1.0}, "clip_range must be above 0"),
         ({"reward": "dense", "cameras": ("corner",)}, "need frames: a learned reward, or --monitor"),
         ({"reward": "sparse", "score_every": 3}, "need frames"),
+        ({"reward": "sparse", "best_by": "learned"}, "needs a learned return"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
@@ -275,6 +276,37 @@ def test_the_log_warns_once_and_drops_what_was_not_saved(tmp_path, capsys):
     assert len(read_lines(tmp_path / "episodes.jsonl")) == 10
 
 
+@pytest.mark.parametrize(
+    ("settings", "by"),
+    [
+        ({"reward": "x"}, "learned"),
+        ({"reward": "x", "add": "sparse"}, "success"),
+        ({"reward": "x", "transform": "difference"}, "success"),
+        ({"reward": "x", "best_by": "success"}, "success"),
+        ({"reward": "dense", "monitor": "x"}, "success"),
+        ({"reward": "dense", "monitor": "x", "best_by": "learned"}, "learned"),
+    ],
+)
+def test_the_best_agent_is_chosen_without_the_truth_where_the_reward_is_learned_alone(settings, by):
+    assert AgentConfig(**settings).keeps_best_by == by
+
+
+def test_what_the_best_agent_is_chosen_by(tmp_path):
+    hacked = {"success": 0.0, "env_return": 10.0, "training_learned_return": 3.0}
+    does_it = {"success": 0.5, "env_return": 5.0, "training_learned_return": 2.0}
+    new = {"success": 0.0, "env_return": 0.0, "training_learned_return": None}
+    rows = [new, hacked, does_it]
+    assert max(rows, key=lambda row: worth("learned", row)) is hacked
+    assert max(rows, key=lambda row: worth("success", row)) is does_it
+    log = EpisodeLog(tmp_path, 0, AgentConfig(reward="x", hacking_window=2))
+    assert log.learned_return() is None
+    log.episodes = [{"learned_return": value} for value in (9.0, 1.0, 4.0)]
+    assert log.learned_return() == 2.5
+    log.episodes += [{"learned_return": None}]
+    assert log.learned_return() is None
+    log.close()
+
+
 # Whole runs
 
 
@@ -350,7 +382,10 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     done = train(config)
     assert done.row is not None
     assert -1 <= done.row["rank_correlation"] <= 1
-    assert len(read_lines(tmp_path / "run" / "episodes.jsonl")) == 2  # of 20 steps in 2 environments
+    first = read_lines(tmp_path / "run" / "episodes.jsonl")
+    assert len(first) == 2  # of 20 steps in 2 environments
+    scored = [row["training_learned_return"] for row in read_lines(tmp_path / "run" / "evaluations.jsonl")]
+    assert scored == [pytest.approx(np.mean([e["learned_return"] for e in first]))] * 2
 
     evaluate.main(evaluate.EvaluateConfig(tmp_path / "run", episodes=2, video=tmp_path / "film.mp4"))
     printed = capsys.readouterr().out
