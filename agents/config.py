@@ -1,6 +1,8 @@
 """Settings of an agent's run. Hyper-parameters not given are the algorithm's, known to work on Meta-World."""
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -174,10 +176,14 @@ class AgentConfig(RewardConfig):
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if not self.clip_range > 0:
             raise ValueError(f"clip_range must be above 0, got {self.clip_range}")
-        if not self.scored_by and (self.cameras or self.score_every > 1 or self.instruction is not None):
+        of_frames = (self.instruction, self.start_weight, self.approach_weight)
+        if not self.scored_by and (self.cameras or self.score_every > 1 or of_frames != (None, None, None)):
             raise ValueError(
-                "cameras, score_every and instruction need frames: a learned reward, or --monitor"
+                "cameras, score_every, instruction, start_weight and approach_weight need frames: a learned "
+                "reward, or --monitor"
             )
+        if not (math.isfinite(self.reward_scale) and self.reward_scale > 0):
+            raise ValueError(f"reward_scale must be finite and above 0, got {self.reward_scale}")
         if not 1 <= self.horizon <= MAX_EPISODE_STEPS:
             raise ValueError(f"horizon must be in [1, {MAX_EPISODE_STEPS}], got {self.horizon}")
         if self.best_by == "learned" and not self.scored_by:
@@ -237,6 +243,7 @@ class AgentConfig(RewardConfig):
             return self.label
         parts = [self.reward]
         if self.learned:
+            parts += [f'"{self.sentence}"'] if self.sentence != instruction(self.task) else []
             parts += [self.transform] if self.transform != "raw" else []
             parts += [f"start {self.start_weight:g}"] if self.start_weight is not None else []
             parts += [f"approach {self.approach_weight:g}"] if self.approach_weight is not None else []
@@ -250,7 +257,7 @@ class AgentConfig(RewardConfig):
         """`output` or its default."""
         if self.output is not None:
             return self.output
-        name = self.reward_label.strip("./").replace("/", "-").replace(", ", "-")
+        name = re.sub(r"[^\w.+-]+", "-", self.reward_label).strip(".-")
         return Path("runs", "agents", self.task, name, f"{self.algo}-seed{self.seed}")
 
     def setting(self, name: str) -> Any:

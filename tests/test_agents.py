@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import signal
 import subprocess
 from dataclasses import replace
@@ -94,6 +95,9 @@ def run_door(config, steps=6, frames=None):
         ({"reward": "dense", "cameras": ("corner",)}, "need frames: a learned reward, or --monitor"),
         ({"reward": "sparse", "score_every": 3}, "need frames"),
         ({"reward": "sparse", "best_by": "learned"}, "needs a learned return"),
+        ({"reward": "dense", "approach_weight": 0.5}, "approach_weight need frames"),
+        ({"reward": "x", "reward_scale": -1.0}, r"must be finite and above 0, got -1\.0"),
+        ({"reward": "x", "reward_scale": math.nan}, "must be finite"),
     ],
 )
 def test_contradictions_are_refused(settings, message):

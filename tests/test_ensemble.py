@@ -89,7 +89,7 @@ def test_what_is_asked_of_it_is_asked_of_each_member(members, frames):
     assert both.with_any_views().camera_spec is None
     with pytest.raises(ValueError, match="an ensemble takes no judge"):
         both.with_judge(members[0])
-    with pytest.raises(ValueError, match="embeddings of their own: take one of them alone"):
+    with pytest.raises(ValueError, match="which neither an ensemble nor a reach model has"):
         GoalBaseline(plain, "a robot")
 
 

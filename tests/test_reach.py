@@ -17,6 +17,7 @@ from vlm_reward.cameras import CameraSpec
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.reach import ReachHead, ReachModel, load_head
 from vlm_reward.reward_model import RewardModel
+from vlm_reward.transforms import GoalBaseline
 
 TEXT = "open the green drawer"
 SPEC = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
@@ -67,8 +68,13 @@ def test_it_hears_the_thing_and_not_what_is_to_be_done(model, frames):
     near = model.score(frames, "open the drawer")
     np.testing.assert_array_equal(near, model.score(frames, "close the drawer"))
     assert np.abs(near - model.score(frames, "press the button")).max() > 1e-4
-    assert model.with_approach_weight(1) is model
-    assert model.with_start_weight(1) is model
+    assert model.with_approach_weight(0) is model.with_start_weight(0) is model
+    with pytest.raises(ValueError, match=r"nothing but the hand: approach_weight must be 0, got 0\.5"):
+        model.with_approach_weight(0.5)
+    with pytest.raises(ValueError, match=r"no first frame: start_weight must be 0, got 0\.5"):
+        model.with_start_weight(0.5)
+    with pytest.raises(ValueError, match="neither an ensemble nor a reach model"):
+        GoalBaseline(model, "a robot arm")
     compared = model.compare(model.embed(frames), ["open the drawer", "press the button"])
     np.testing.assert_allclose(compared[..., 0], near, atol=1e-6)
     several = model.score(frames, ["open the drawer", "press the button", "open the drawer"])
@@ -125,6 +131,8 @@ def test_damaged_or_foreign_heads_are_refused(model, tmp_path):
 def test_in_an_ensemble_it_counts_by_its_share(model, make_tiny_encoder, frames):
     other = RewardModel(make_tiny_encoder(1), camera_spec=SPEC, start_weight=0.5, dtype=torch.float32)
     both = Ensemble([other, model], [3.0, 1.0], approach_weight=0.5)
+    assert [member.approach_weight for member in both.with_approach_weight(0.25).members] == [0.25, 0]
+    assert [member.start_weight for member in both.with_start_weight(0.75).members] == [0.75, 0]
     asked = other.with_approach_weight(0.5)
     expected = 0.75 * asked.score(frames, TEXT, start=frames[0]) + 0.25 * model.score(frames, TEXT)
     np.testing.assert_allclose(both.score(frames, TEXT, start=frames[0]), expected, atol=1e-6)

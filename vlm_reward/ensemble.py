@@ -52,7 +52,10 @@ class Ensemble(RewardModel):
         if any(member.camera_spec != spec for member in members):
             raise ValueError("the members of an ensemble must have been trained with the same cameras")
         if approach_weight is not None:
-            members = [member.with_approach_weight(approach_weight) for member in members]
+            members = [
+                member.with_approach_weight(approach_weight) if member.one_space else member
+                for member in members
+            ]
         super().__init__(
             members[0].encoder,
             camera_spec=spec,
@@ -72,6 +75,11 @@ class Ensemble(RewardModel):
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
         """The members' image embeddings, one behind the other, for `compare`: float32 [N, V, sum of D]."""
         return super().embed(frames, batch_size)
+
+    @property
+    def one_space(self) -> bool:
+        """No: each member has its own."""
+        return False
 
     @property
     def image_size(self) -> int:
@@ -102,12 +110,16 @@ class Ensemble(RewardModel):
         return self._of([member.with_cameras(cameras) for member in self.members])
 
     def with_start_weight(self, start_weight: float) -> "Ensemble":
-        """As `RewardModel.with_start_weight`, of each member."""
-        return self._of([member.with_start_weight(start_weight) for member in self.members])
+        """As `RewardModel.with_start_weight`, of each member but reach models."""
+        return self._of(
+            [one.with_start_weight(start_weight) if one.one_space else one for one in self.members]
+        )
 
     def with_approach_weight(self, approach_weight: float) -> "Ensemble":
-        """As `RewardModel.with_approach_weight`, of each member."""
-        return self._of([member.with_approach_weight(approach_weight) for member in self.members])
+        """As `RewardModel.with_approach_weight`, of each member but reach models."""
+        return self._of(
+            [one.with_approach_weight(approach_weight) if one.one_space else one for one in self.members]
+        )
 
     def with_any_views(self) -> "Ensemble":
         """As `RewardModel.with_any_views`."""

@@ -144,12 +144,25 @@ class ReachModel(RewardModel):
         """Whether it is saved without its backbone."""
         return True
 
+    @property
+    def one_space(self) -> bool:
+        """No: a head compares them."""
+        return False
+
     def with_start_weight(self, start_weight: float) -> "ReachModel":
-        """Itself: it needs no first frame."""
+        """Itself without one; ValueError else: it needs no first frame."""
+        if start_weight:
+            raise ValueError(
+                f"a reach model looks at no first frame: start_weight must be 0, got {start_weight}"
+            )
         return self
 
     def with_approach_weight(self, approach_weight: float) -> "ReachModel":
-        """Itself: it asks for nothing but the hand."""
+        """Itself without one; ValueError else: it asks for nothing but the hand."""
+        if approach_weight:
+            raise ValueError(
+                f"a reach model asks for nothing but the hand: approach_weight must be 0, got {approach_weight}"
+            )
         return self
 
     def with_judge(self, judge: RewardModel) -> RewardModel:

@@ -280,6 +280,11 @@ class RewardModel:
             return self._embed_texts(texts).cpu().numpy()
 
     @property
+    def one_space(self) -> bool:
+        """Whether `embed` and `embed_text` give vectors of one space, whose cosine is the score."""
+        return True
+
+    @property
     def embedding_dim(self) -> int:
         """D of `embed`."""
         return self.encoder.embedding_dim

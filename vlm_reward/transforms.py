@@ -208,8 +208,8 @@ class GoalBaseline:
         alpha: regularisation strength, in [0, 1].
 
     Raises:
-        ValueError: alpha out of range, an ensemble, or the model scores against the first frame already
-            (`start_weight`).
+        ValueError: alpha out of range, an ensemble or a reach model, or the model scores against the first frame
+            already (`start_weight`).
     """
 
     start_weight = 0.0
@@ -217,9 +217,10 @@ class GoalBaseline:
     def __init__(self, model: Any, baseline: str, alpha: float = 0.5) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        if hasattr(model, "members"):
+        if not getattr(model, "one_space", True):
             raise ValueError(
-                "the members of an ensemble have embeddings of their own: take one of them alone"
+                "a baseline sentence is in one space with goal and frames, which neither an ensemble nor a reach "
+                "model has: take one of the other models"
             )
         if model.start_weight:
             raise ValueError(
