@@ -159,6 +159,12 @@ def test_an_ensemble_runs_a_backbone_once_for_all_that_read_it(tiny_backbone_dir
     assert len(forwards) == 3
 
 
+def test_the_shipped_ensemble_runs_three_backbones_for_four_members():
+    members = RewardModel.from_pretrained("siglip2-tiny-ensemble").members
+    assert len(members) == 4
+    assert len({id(member.encoder) for member in members}) == 3
+
+
 def test_the_loop_refuses_to_train_on_from_it(model, tmp_path):
     model.save_pretrained(tmp_path / "reach")
     with pytest.raises(ValueError, match="how near the hand is and no more"):

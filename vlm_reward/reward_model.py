@@ -17,6 +17,7 @@ from vlm_reward._card import chosen, model_card
 from vlm_reward.cameras import CameraSpec, Crop, cut, named_crops
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
+    CHECKPOINTS,
     DualEncoder,
     check_device,
     locate,
@@ -143,10 +144,10 @@ class RewardModel:
 
             same: Any = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
             members = [cls.from_pretrained(name, **same) for name in names]
-            bare: dict[Path, DualEncoder] = {}  # which several members may read: loaded and run once
+            bare: dict[Any, DualEncoder] = {}  # which several members may read: kept and run once
             for member in members:
                 if not member.encoder.has_adapter:
-                    member.encoder = bare.setdefault(locate(member.encoder.name).resolve(), member.encoder)
+                    member.encoder = bare.setdefault(_source(member.encoder), member.encoder)
             approach = weights["approach_weight"] if "approach_weight" in metadata else None
             return Ensemble(
                 members, list(names.values()), approach_weight=approach, names=list(names), metadata=metadata
@@ -617,6 +618,12 @@ def embed_together(
 
 _WEIGHTS = ("start_weight", "approach_weight")
 _OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "members", "reach", *_WEIGHTS)
+
+
+def _source(encoder: DualEncoder) -> tuple[Path | str, str | None]:
+    """What two encoders have in common that are one: their folder, or the Hub's name and commit."""
+    folders = (path.resolve() for path in (Path(encoder.name), CHECKPOINTS / encoder.name) if path.is_dir())
+    return next(folders, encoder.name), encoder.revision
 
 
 def _backbone_of(
