@@ -126,8 +126,8 @@ class EpisodeLog(BaseCallback):
         recent = self.episodes[-self.window :]
         parts = [f"success {np.mean([episode['success'] for episode in recent]):.0%}"]
         parts += [f"true {np.mean([episode['env_return'] for episode in recent]):.0f}"]
-        if recent[-1]["learned_return"] is not None:
-            parts += [f"learned {np.mean([episode['learned_return'] for episode in recent]):.2f}"]
+        learned = self.learned_return()
+        parts += [] if learned is None else [f"learned {learned:.2f}"]
         parts += ["REWARD HACKING?"] if self.alarm else []
         self.bar.set_postfix_str(", ".join(parts), refresh=False)
 

@@ -11,6 +11,7 @@ from vlm_reward.envs import MAX_EPISODE_STEPS
 from vlm_reward.tasks import check_task, instruction
 
 Transform = Literal["raw", "difference", "potential", "goal-baseline"]
+BestBy = Literal["learned", "success"]
 
 SAC_DEFAULTS: dict[str, Any] = {
     "envs": 1,
@@ -139,7 +140,7 @@ class AgentConfig(RewardConfig):
     """Evaluate, and save, every so many steps."""
     eval_episodes: int = 20
     """Episodes of an evaluation; their placements are the same each time."""
-    best_by: Literal["learned", "success"] | None = None
+    best_by: BestBy | None = None
     """Which agent is kept as `best`, at the evaluations: the one whose last `hacking_window` episodes of training
     had the highest learned return, which takes no true reward; or the one that succeeds most often. learned
     for a learned reward alone, else success."""
@@ -226,7 +227,7 @@ class AgentConfig(RewardConfig):
         return self.backbone if self.reward == "zero-shot" else self.reward
 
     @property
-    def keeps_best_by(self) -> Literal["learned", "success"]:
+    def keeps_best_by(self) -> BestBy:
         """`best_by` or its default."""
         alone = self.learned and self.transform == "raw" and self.add == "none"
         return self.best_by or ("learned" if alone else "success")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from agents.agent import act, load_agent, make_agent, read_state, save_agent
 from agents.callbacks import EpisodeLog, read_lines
-from agents.config import AgentConfig
+from agents.config import AgentConfig, BestBy
 from agents.environments import check_cameras, make_training_env
 from agents.evaluate import AT_THE_END, DURING_TRAINING, evaluate, write_row
 from agents.replay import FrameStore, TracedReplayBuffer
@@ -150,7 +150,7 @@ def train(config: AgentConfig) -> TrainResult:
     return TrainResult(folder, steps, row, (steps - first) / max(seconds, 1e-9), log.alarm, interrupted)
 
 
-def worth(best_by: Literal["learned", "success"], row: dict[str, Any]) -> tuple[float, ...]:
+def worth(best_by: BestBy, row: dict[str, Any]) -> tuple[float, ...]:
     """Of an evaluation, a line of evaluations.jsonl: what the best agent is chosen by, more is better."""
     if best_by == "success":
         return row["success"], row["env_return"]

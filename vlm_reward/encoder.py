@@ -585,9 +585,8 @@ def locate(name: str | Path, *, revision: str | None = None, local_files_only: b
     Raises:
         FileNotFoundError: none of the three; says what was tried.
     """
-    for candidate in (Path(name), CHECKPOINTS / name):
-        if name and candidate.is_dir():
-            return candidate
+    if folder := local_folder(name):
+        return folder
     if not _is_hub_id(name):
         raise FileNotFoundError(f"{_absent(name)}, nor the name of a Hub repository (owner/name)")
     offline, why = local_files_only or constants.HF_HUB_OFFLINE, None
@@ -612,6 +611,12 @@ def locate(name: str | Path, *, revision: str | None = None, local_files_only: b
             said = f", nor could it be had from the Hugging Face Hub{at}: check the name and the network"
         details = " ".join(str(why or error).split())
         raise FileNotFoundError(f"{_absent(name)}{said}, or give a folder. ({details})") from error
+
+
+def local_folder(name: str | Path) -> Path | None:
+    """An existing folder, else `checkpoints/<name>`; None when there is neither."""
+    folders = (folder for folder in (Path(name), CHECKPOINTS / name) if name and folder.is_dir())
+    return next(folders, None)
 
 
 def _absent(name: str | Path) -> str:
@@ -682,7 +687,7 @@ _LORA_FIELDS = frozenset(LoraConfig.__dataclass_fields__)
 
 
 def _is_hub_id(name: str | Path) -> bool:
-    if isinstance(name, Path) or Path(name).is_dir() or (CHECKPOINTS / name).is_dir():
+    if isinstance(name, Path) or local_folder(name):
         return False
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and bool(name)
 

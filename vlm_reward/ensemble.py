@@ -31,6 +31,8 @@ class Ensemble(RewardModel):
             first one's, weights that do not fit.
     """
 
+    one_space = False
+
     def __init__(
         self,
         members: Sequence[RewardModel],
@@ -52,10 +54,7 @@ class Ensemble(RewardModel):
         if any(member.camera_spec != spec for member in members):
             raise ValueError("the members of an ensemble must have been trained with the same cameras")
         if approach_weight is not None:
-            members = [
-                member.with_approach_weight(approach_weight) if member.one_space else member
-                for member in members
-            ]
+            members = _asked(members, approach_weight)
         super().__init__(
             members[0].encoder,
             camera_spec=spec,
@@ -75,11 +74,6 @@ class Ensemble(RewardModel):
     def embed(self, frames: np.ndarray | torch.Tensor, batch_size: int | None = None) -> np.ndarray:
         """The members' image embeddings, one behind the other, for `compare`: float32 [N, V, sum of D]."""
         return super().embed(frames, batch_size)
-
-    @property
-    def one_space(self) -> bool:
-        """No: each member has its own."""
-        return False
 
     @property
     def image_size(self) -> int:
@@ -111,15 +105,11 @@ class Ensemble(RewardModel):
 
     def with_start_weight(self, start_weight: float) -> "Ensemble":
         """As `RewardModel.with_start_weight`, of each member but reach models."""
-        return self._of(
-            [one.with_start_weight(start_weight) if one.one_space else one for one in self.members]
-        )
+        return self._of([m.with_start_weight(start_weight) if m.one_space else m for m in self.members])
 
     def with_approach_weight(self, approach_weight: float) -> "Ensemble":
         """As `RewardModel.with_approach_weight`, of each member but reach models."""
-        return self._of(
-            [one.with_approach_weight(approach_weight) if one.one_space else one for one in self.members]
-        )
+        return self._of(_asked(self.members, approach_weight))
 
     def with_any_views(self) -> "Ensemble":
         """As `RewardModel.with_any_views`."""
@@ -194,3 +184,8 @@ class Ensemble(RewardModel):
             own |= {"format_version": ASKED_VERSION, "approach_weight": self._asked}
         facts = {key: value for key, value in self.metadata.items() if key not in own}
         return own | facts | ({"evaluation": chosen(facts["evaluation"])} if "evaluation" in facts else {})
+
+
+def _asked(members: Sequence[RewardModel], approach_weight: float) -> list[RewardModel]:
+    """Members, of which those that can also ask for the hand in words; a reach model asks for nothing else."""
+    return [m.with_approach_weight(approach_weight) if m.one_space else m for m in members]

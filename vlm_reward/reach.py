@@ -123,6 +123,9 @@ class ReachModel(RewardModel):
         >>> model.score(frames, "open the drawer")  # 1 at 1 cm, 0 at 10 cm, -1 at 1 m: float32 [N, V]
     """
 
+    one_space = False
+    _reads_patches = True
+
     def __init__(self, encoder: DualEncoder, head: ReachHead, **options: Any) -> None:
         super().__init__(encoder, **options)
         found = encoder.patches, encoder.patch_width, encoder.embedding_dim
@@ -143,11 +146,6 @@ class ReachModel(RewardModel):
     def is_part(self) -> bool:
         """Whether it is saved without its backbone."""
         return True
-
-    @property
-    def one_space(self) -> bool:
-        """No: a head compares them."""
-        return False
 
     def with_start_weight(self, start_weight: float) -> "ReachModel":
         """Itself without one; ValueError else: it needs no first frame."""
@@ -172,10 +170,6 @@ class ReachModel(RewardModel):
     def _like_this(self, **changed: Any) -> "ReachModel":
         same = {name: changed.get(name, getattr(self, name)) for name in ("camera_spec", "crops", "metadata")}
         return ReachModel(self.encoder, self.head, **same, dtype=self.dtype)
-
-    @property
-    def _reads_patches(self) -> bool:
-        return True
 
     def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
         assert patches is not None

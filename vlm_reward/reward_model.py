@@ -17,9 +17,9 @@ from vlm_reward._card import chosen, model_card
 from vlm_reward.cameras import CameraSpec, Crop, cut, named_crops
 from vlm_reward.encoder import (
     ADAPTER_CONFIG,
-    CHECKPOINTS,
     DualEncoder,
     check_device,
+    local_folder,
     locate,
     portable_name,
     read_adapter_config,
@@ -72,6 +72,11 @@ class RewardModel:
         >>> model = RewardModel.from_pretrained("siglip2-tiny/triplet+order+wrong+start+judge")
         >>> scores = model.score(frames, "open the drawer", start=frames[0])  # uint8 [N, V, H, W, 3] -> [N, V]
     """
+
+    one_space = True
+    """Whether `embed` and `embed_text` give vectors of one space, whose cosine is the score."""
+    _reads_patches = False
+    """Whether `_read` needs them."""
 
     def __init__(
         self,
@@ -279,11 +284,6 @@ class RewardModel:
         """Text embeddings: float32 [T, D], unit norm. Each unique sentence is computed once and kept."""
         with torch.inference_mode():
             return self._embed_texts(texts).cpu().numpy()
-
-    @property
-    def one_space(self) -> bool:
-        """Whether `embed` and `embed_text` give vectors of one space, whose cosine is the score."""
-        return True
 
     @property
     def embedding_dim(self) -> int:
@@ -503,11 +503,6 @@ class RewardModel:
         """[N, V, H, W, 3] -> [N, V, D] on the model's device."""
         return embed_together([self], frames, batch_size)[0]
 
-    @property
-    def _reads_patches(self) -> bool:
-        """Whether `_read` needs them."""
-        return False
-
     def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
         """What the encoder gives of M images -> what `embed` gives of each, [M, D]."""
         return images
@@ -622,8 +617,8 @@ _OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "mem
 
 def _source(encoder: DualEncoder) -> tuple[Path | str, str | None]:
     """What two encoders have in common that are one: their folder, or the Hub's name and commit."""
-    folders = (path.resolve() for path in (Path(encoder.name), CHECKPOINTS / encoder.name) if path.is_dir())
-    return next(folders, encoder.name), encoder.revision
+    folder = local_folder(encoder.name)
+    return folder.resolve() if folder else encoder.name, encoder.revision
 
 
 def _backbone_of(
