@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_reward.envs import MAX_EPISODE_STEPS
+from vlm_reward.similarity import OverViews
 from vlm_reward.tasks import check_task, instruction
 
 Transform = Literal["raw", "difference", "potential", "goal-baseline"]
@@ -57,6 +58,8 @@ class RewardConfig:
     approach_weight: float | None = None
     """How much it counts that the hand is at what the sentence names (vlm_reward.instructions); 0 for not. The
     checkpoint's own when not given."""
+    over_views: OverViews = "mean"
+    """Score of a frame: the mean of its views, or their median, which one that is wrong cannot raise alone."""
     add: Literal["none", "sparse", "dense"] = "none"
     """Add the environment's own reward to the learned one."""
     add_weight: float = 1.0
@@ -177,11 +180,12 @@ class AgentConfig(RewardConfig):
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if not self.clip_range > 0:
             raise ValueError(f"clip_range must be above 0, got {self.clip_range}")
-        of_frames = (self.instruction, self.start_weight, self.approach_weight)
-        if not self.scored_by and (self.cameras or self.score_every > 1 or of_frames != (None, None, None)):
+        of_frames = (self.instruction, self.start_weight, self.approach_weight, self.over_views)
+        plain = (None, None, None, "mean")
+        if not self.scored_by and (self.cameras or self.score_every > 1 or of_frames != plain):
             raise ValueError(
-                "cameras, score_every, instruction, start_weight and approach_weight need frames: a learned "
-                "reward, or --monitor"
+                "cameras, over_views, score_every, instruction, start_weight and approach_weight need frames: a "
+                "learned reward, or --monitor"
             )
         if not (math.isfinite(self.reward_scale) and self.reward_scale > 0):
             raise ValueError(f"reward_scale must be finite and above 0, got {self.reward_scale}")
@@ -201,6 +205,8 @@ class AgentConfig(RewardConfig):
                 ) from None
         if self.learned and self.monitor:
             raise ValueError("monitor is for --reward dense or sparse: a learned reward is logged anyway")
+        if self.add == "none" and self.add_weight != 1:
+            raise ValueError("add_weight is the weight of what --add adds: give --add sparse or dense, too")
         if not self.learned and (self.add != "none" or self.transform != "raw" or self.reward_scale != 1):
             raise ValueError(f"add, transform and reward_scale need a learned reward, not {self.reward!r}")
         if self.transform == "potential" and self.add == "none":
@@ -251,6 +257,8 @@ class AgentConfig(RewardConfig):
             parts += [f"scale {self.reward_scale:g}"] if self.reward_scale != 1 else []
             parts += [f"+{self.add}"] if self.add != "none" else []
             parts += ["+".join(self.cameras)] if self.cameras else []
+            parts += [self.over_views] if self.over_views != "mean" else []
+            parts += [f"gamma {self.gamma:g}"] if self.gamma != 0.99 else []
         return ", ".join(parts)
 
     @property

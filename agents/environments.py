@@ -129,6 +129,7 @@ def make_training_env(config: AgentConfig, scorer: Scorer | None, frames: FrameS
             processes=processes,
             transform=shaping(config),
             score_every=config.score_every,
+            over_views=config.over_views,
             keep_frames=frames is not None,
         )
     return AgentReward(venv, config, scorer is not None, frames)

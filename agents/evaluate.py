@@ -86,6 +86,7 @@ def evaluation_env(config: AgentConfig, scorer: Scorer | None) -> gym.Env:
         config.sentence,
         transform=shaping(config),
         score_every=config.score_every,
+        over_views=config.over_views,
     )
 
 

@@ -22,6 +22,7 @@ from agents.rewards import LoadedScorer, agent_reward, load_scorer, model_of, sh
 from vlm_reward._jobs import BAR_SECONDS, replacing
 from vlm_reward.cameras import CameraSpec, Crop
 from vlm_reward.metrics import spearman
+from vlm_reward.similarity import multi_view
 from vlm_reward.transforms import Transition
 from vlm_reward.wrappers import Scorer
 
@@ -85,7 +86,8 @@ def relabel_run(options: RelabelConfig) -> tuple[np.ndarray, np.ndarray]:
         if (before < 0).any() or max(before.max(), after.max()) >= len(frames):
             raise ValueError(f"some transitions of {run} have no frames: they came from its --buffer")
         starts = first_frames(stored, config.setting("envs"), len(frames)) if scorer.start_weight else None
-        scores = score_all(scorer, frames, config.sentence, starts).mean(1, dtype=np.float64)
+        every_view = score_all(scorer, frames, config.sentence, starts).astype(np.float64)
+        scores = multi_view(every_view, config.over_views)
         truncated = stored["timeouts"] > 0
         learned = shaping(config)(
             Transition(

@@ -98,6 +98,8 @@ def run_door(config, steps=6, frames=None):
         ({"reward": "dense", "approach_weight": 0.5}, "approach_weight need frames"),
         ({"reward": "x", "reward_scale": -1.0}, r"must be finite and above 0, got -1\.0"),
         ({"reward": "x", "reward_scale": math.nan}, "must be finite"),
+        ({"reward": "dense", "over_views": "median"}, "over_views, .* need frames"),
+        ({"reward": "x", "add_weight": 0.1}, "give --add sparse or dense"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
@@ -109,6 +111,8 @@ def test_settings_survive_json_and_name_the_run(tmp_path):
     config = AgentConfig(reward="siglip2-tiny/triplet", transform="difference", cameras=("corner",), seed=3)
     assert AgentConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert config.reward_label == "siglip2-tiny/triplet, difference, corner"
+    robust = replace(config, over_views="median", cameras=(), gamma=0.95)
+    assert robust.reward_label == "siglip2-tiny/triplet, difference, median, gamma 0.95"
     assert (
         replace(config, reward_scale=10.0).reward_label
         == "siglip2-tiny/triplet, difference, scale 10, corner"

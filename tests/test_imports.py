@@ -53,12 +53,12 @@ LIBRARY = {
     },
     "reach": {"encoder", "instructions", "reward_model"},
     "ensemble": {"_card", "encoder", "reward_model"},
-    "wrappers": {"cameras", "envs", "reward_model", "tasks", "transforms"},
+    "wrappers": {"cameras", "envs", "reward_model", "similarity", "tasks", "transforms"},
     "demo": {"_film", "_jobs", "cameras", "curves", "envs", "metrics", "reward_model", "tasks"},
     "video": {"_jobs", "curves", "metrics", "reward_model"},
     "doctor": {"_rendering", "cameras", "curves", "encoder", "envs", "reward_model", "tasks"},
     "__main__": {"demo", "doctor", "labels", "video"},
-    "sb3": {"cameras", "envs", "reward_model", "tasks", "transforms", "wrappers"},
+    "sb3": {"cameras", "envs", "reward_model", "similarity", "tasks", "transforms", "wrappers"},
 }
 
 

@@ -37,14 +37,22 @@ def check(venv: VLMRewardVecEnv, steps: int, **options) -> None:
     assert ends >= count
 
 
+def three_views(env):
+    """The clock's frame three times, the second view 1 higher, the third far off."""
+    frames = np.repeat(env.unwrapped.render()[None], 3, axis=0)
+    frames[1:, 0, 0, 0] += np.array((1, 100), np.uint8)
+    return frames
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"transform": raw},
         {"transform": difference, "score_every": 2},
         {"transform": chain(potential(0.9), mix(env_weight=0.1)), "score_every": 3, "between": "interpolate"},
+        {"transform": raw, "frames_fn": three_views, "over_views": "median"},
     ],
-    ids=["raw", "difference held", "potential interpolated"],
+    ids=["raw", "difference held", "potential interpolated", "median of views"],
 )
 def test_rewards_are_those_of_single_environments(options):
     options = {"instruction": by_episode, **options}

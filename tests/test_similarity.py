@@ -67,6 +67,16 @@ def test_multi_view_is_the_mean_over_views_of_arrays_and_tensors():
     assert multi_view(torch.from_numpy(scores)).tolist() == [0.5, -0.25]
 
 
+def test_multi_view_as_the_median_takes_no_part_in_what_stands_alone():
+    scores = np.array([[0.1, 0.9, 0.2], [-1.0, 0.0, 0.5]])
+    assert multi_view(scores, "median").tolist() == [0.2, 0.0]
+    assert multi_view(torch.from_numpy(scores), "median").tolist() == [0.2, 0.0]
+    for two in (scores[:, :2], torch.from_numpy(scores[:, :2])):
+        np.testing.assert_allclose(np.asarray(multi_view(two, "median")), [0.5, -0.5])
+    with pytest.raises(ValueError, match=r"over_views must be one of .*, got 'max'"):
+        multi_view(scores, "max")  # type: ignore[arg-type]
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(5,\)"):
         cosine(torch.ones(3, 4), torch.ones(5))

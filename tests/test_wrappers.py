@@ -66,6 +66,25 @@ def test_views_are_scored_apart_and_averaged_and_frames_kept_on_request():
     np.testing.assert_array_equal(info["frames"][1, 0, 0], [5, 0, 1])
 
 
+@pytest.mark.parametrize(("over_views", "expected"), [("mean", 14.0), ("median", 2.0)])
+def test_the_median_of_the_views_is_none_that_stands_alone(over_views, expected):
+    def three_views(env):
+        frames = np.repeat(env.unwrapped.render()[None], 3, axis=0)
+        frames[1:, 0, 0, 0] = 2, 39
+        return frames
+
+    views: dict = {"frames_fn": three_views, "over_views": over_views}
+    env = VLMRewardWrapper(Clock(1, render_mode=None), ClockReader(), "0", **views)
+    _, info = env.reset()
+    np.testing.assert_allclose(info["reward_per_view"], [1, 2, 39])
+    assert info["score"] == pytest.approx(expected)
+    assert env.step(np.zeros(1, np.float32))[1] == pytest.approx(expected + 0.01)
+    envs = VLMVectorRewardWrapper.from_env_fns(
+        [lambda: Clock(1, render_mode=None)], ClockReader(), "0", processes=False, **views
+    )
+    assert envs.reset()[1]["score"][0] == pytest.approx(expected)
+
+
 def test_transforms_see_the_previous_score_of_the_same_episode_and_the_ends():
     transform = chain(potential(0.5), mix(env_weight=1.0))
     for terminates, last in ((True, -0.01 + 20), (False, 0.5 * 0.02 - 0.01 + 20)):
@@ -243,6 +262,7 @@ def test_a_transform_that_gives_nan_is_an_error():
         ({}, {"cameras": "corner", "frames_fn": gym.Env.render}, ValueError, "give cameras or frames_fn"),
         ({}, {"score_every": 0}, ValueError, "score_every must be an integer of at least 1, got 0"),
         ({}, {"between": "spline"}, ValueError, r"between must be one of .*, got 'spline'"),
+        ({}, {"over_views": "mode"}, ValueError, r"over_views must be one of .*, got 'mode'"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(env, options, error, match):

@@ -8,6 +8,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from vlm_reward.cameras import CameraSpec
+from vlm_reward.similarity import OverViews
 from vlm_reward.transforms import Shaping, raw
 from vlm_reward.wrappers import (
     Between,
@@ -51,6 +52,7 @@ class VLMRewardVecEnv(VecEnvWrapper):
         transform: Shaping = raw,
         score_every: int = 1,
         between: Between = "hold",
+        over_views: OverViews = "mean",
         keep_frames: bool = False,
     ) -> None:
         super().__init__(venv)
@@ -61,6 +63,7 @@ class VLMRewardVecEnv(VecEnvWrapper):
             transform=transform,
             score_every=score_every,
             between=between,
+            over_views=over_views,
             keep_frames=keep_frames,
         )
         self._base: Any = venv.unwrapped

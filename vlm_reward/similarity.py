@@ -1,11 +1,12 @@
 """Embeddings to scores. Pure functions of tensors that broadcast over leading axes."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 
 Scores = TypeVar("Scores", np.ndarray, torch.Tensor)
+OverViews = Literal["mean", "median"]
 
 
 def cosine(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -92,22 +93,30 @@ def reached(cosines: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(REACHED_SCALE * (cosines - REACHED_AT))
 
 
-def multi_view(scores: Scores) -> Scores:
-    """Mean over views.
+def multi_view(scores: Scores, over_views: OverViews = "mean") -> Scores:
+    """Mean or median over views.
+
+    An agent that has found where one camera is fooled gains nothing by a median of three; of two it is the mean.
 
     Args:
         scores: [N, V], array or tensor.
+        over_views: which.
 
     Returns:
         [N].
 
     Raises:
-        ValueError: not two axes, or no view.
+        ValueError: not two axes, or no view; another name.
     """
+    if over_views not in get_args(OverViews):
+        raise ValueError(f"over_views must be one of {get_args(OverViews)}, got {over_views!r}")
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise ValueError(f"scores must be [N, V] with at least one view, got shape {tuple(scores.shape)}")
-    mean: Any = scores.mean(1)
-    return mean
+    if over_views == "mean":
+        folded: Any = scores.mean(1)
+    else:
+        folded = np.median(scores, 1) if isinstance(scores, np.ndarray) else scores.quantile(0.5, 1)
+    return folded
 
 
 def _check(images: torch.Tensor, texts: torch.Tensor) -> None:

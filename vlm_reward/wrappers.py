@@ -24,6 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from vlm_reward.cameras import CameraRig, CameraSpec
+from vlm_reward.similarity import OverViews, multi_view
 from vlm_reward.tasks import INSTRUCTIONS, all_tasks
 from vlm_reward.transforms import Shaping, Transition, raw
 
@@ -246,12 +247,15 @@ class RewardStream:
         transform: Shaping,
         score_every: int,
         between: Between,
+        over_views: OverViews,
         keep_frames: bool,
     ) -> None:
         if between not in get_args(Between):
             raise ValueError(f"between must be one of {get_args(Between)}, got {between!r}")
         self._model, self._transform = model, transform
         self._every, self._between, self._keep = score_every, between, keep_frames
+        self._over_views: OverViews = over_views
+        multi_view(np.zeros((1, 1)), over_views)  # or refused
         self._texts = [""] * num_envs
         self._seen = np.zeros((num_envs, 4), np.int64)
         self._shown, self._pace = np.zeros(num_envs), np.zeros(num_envs)  # score now, and its change a step
@@ -319,7 +323,7 @@ class RewardStream:
             for i in range(len(records))
         ]
         self._per_view[started] = first_scores
-        self._shown[started] = first_scores.mean(1, dtype=np.float64)
+        self._shown[started] = multi_view(first_scores.astype(np.float64), self._over_views)
         self._pace[started] = 0
         reset = [self._info(frames, i, AFTER_RESET, True) if started[i] else {} for i in range(len(records))]
         return reward, stepped, reset
@@ -367,7 +371,7 @@ class RewardStream:
     ) -> None:
         """Bring the shown scores one step on."""
         self._per_view[fresh] = step_scores
-        latest = self._per_view.mean(1, dtype=np.float64)
+        latest = multi_view(self._per_view.astype(np.float64), self._over_views)
         at_once = fresh if self._between == "hold" else fresh & ended
         if self._between == "interpolate":
             self._pace[fresh] = (latest - self._shown)[fresh] / self._every
@@ -431,6 +435,7 @@ class VLMRewardWrapper(gym.Wrapper):
             time limit belongs inside).
         between: between scored steps `hold` the last score, or `interpolate`: move to it in k equal parts,
             which is linear interpolation k - 1 steps late, since a reward cannot wait for the next frame.
+        over_views: the `mean` of the views, or their `median` (vlm_reward.similarity.multi_view).
         keep_frames: put the frames of scored steps into `info["frames"]`.
 
     `info` has `env_reward` (steps only), `score` (the multi-view score, held or interpolated where none was
@@ -460,13 +465,20 @@ class VLMRewardWrapper(gym.Wrapper):
         transform: Shaping = raw,
         score_every: int = 1,
         between: Between = "hold",
+        over_views: OverViews = "mean",
         keep_frames: bool = False,
     ) -> None:
         settings = capture_settings(model, instruction, cameras, frames_fn, score_every)
         self._capture = CaptureFrames(env)
         super().__init__(self._capture)
         self._stream = RewardStream(
-            model, 1, transform=transform, score_every=score_every, between=between, keep_frames=keep_frames
+            model,
+            1,
+            transform=transform,
+            score_every=score_every,
+            between=between,
+            over_views=over_views,
+            keep_frames=keep_frames,
         )
         _raise_returned([self._capture.open_capture(CloudpickleWrapper(settings))])  # pyright: ignore[reportArgumentType]
 
@@ -599,6 +611,7 @@ class VLMVectorRewardWrapper(VectorWrapper):
         transform: Shaping = raw,
         score_every: int = 1,
         between: Between = "hold",
+        over_views: OverViews = "mean",
         keep_frames: bool = False,
     ) -> None:
         super().__init__(env)
@@ -609,6 +622,7 @@ class VLMVectorRewardWrapper(VectorWrapper):
             transform=transform,
             score_every=score_every,
             between=between,
+            over_views=over_views,
             keep_frames=keep_frames,
         )
         base: Any = env.unwrapped
