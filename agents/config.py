@@ -59,7 +59,7 @@ class RewardConfig:
     """How much it counts that the hand is at what the sentence names (vlm_reward.instructions); 0 for not. The
     checkpoint's own when not given."""
     over_views: OverViews = "mean"
-    """Score of a frame: the mean of its views, or their median, which one that is wrong cannot raise alone."""
+    """Score of a frame: the mean of its views, or their median: no higher than what two of three say."""
     add: Literal["none", "sparse", "dense"] = "none"
     """Add the environment's own reward to the learned one."""
     add_weight: float = 1.0
@@ -258,7 +258,7 @@ class AgentConfig(RewardConfig):
             parts += [f"+{self.add}"] if self.add != "none" else []
             parts += ["+".join(self.cameras)] if self.cameras else []
             parts += [self.over_views] if self.over_views != "mean" else []
-            parts += [f"gamma {self.gamma:g}"] if self.gamma != 0.99 else []
+        parts += [f"gamma {self.gamma:g}"] if self.gamma != AgentConfig.gamma else []
         return ", ".join(parts)
 
     @property

@@ -106,3 +106,10 @@ def singles(count: int, steps: int, **options) -> list[list[tuple]]:
                 log.append((None, info))
         logs.append(log)
     return logs
+
+
+def three_views(env):
+    """The clock's frame three times, the second view 1 higher, the third far off."""
+    frames = np.repeat(env.unwrapped.render()[None], 3, axis=0)
+    frames[1:, 0, 0, 0] += np.array((1, 38), np.uint8)
+    return frames

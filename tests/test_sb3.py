@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from tests.clock import Clock, ClockReader, by_episode, clocks, singles
+from tests.clock import Clock, ClockReader, by_episode, clocks, singles, three_views
 from vlm_reward.sb3 import VLMRewardVecEnv
 from vlm_reward.transforms import chain, difference, mix, potential, raw
 
@@ -35,13 +35,6 @@ def check(venv: VLMRewardVecEnv, steps: int, **options) -> None:
                 assert infos[i]["TimeLimit.truncated"] == (i % 2 == 0)
                 assert venv.reset_infos[i]["score"] == pytest.approx(next(expected[i])[1]["score"], abs=1e-4)
     assert ends >= count
-
-
-def three_views(env):
-    """The clock's frame three times, the second view 1 higher, the third far off."""
-    frames = np.repeat(env.unwrapped.render()[None], 3, axis=0)
-    frames[1:, 0, 0, 0] += np.array((1, 100), np.uint8)
-    return frames
 
 
 @pytest.mark.parametrize(

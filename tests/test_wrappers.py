@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from tests.clock import Clock, ClockReader, by_episode, clocks, singles
+from tests.clock import Clock, ClockReader, by_episode, clocks, singles, three_views
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.envs import make_env
 from vlm_reward.reward_model import RewardModel
@@ -68,11 +68,6 @@ def test_views_are_scored_apart_and_averaged_and_frames_kept_on_request():
 
 @pytest.mark.parametrize(("over_views", "expected"), [("mean", 14.0), ("median", 2.0)])
 def test_the_median_of_the_views_is_none_that_stands_alone(over_views, expected):
-    def three_views(env):
-        frames = np.repeat(env.unwrapped.render()[None], 3, axis=0)
-        frames[1:, 0, 0, 0] = 2, 39
-        return frames
-
     views: dict = {"frames_fn": three_views, "over_views": over_views}
     env = VLMRewardWrapper(Clock(1, render_mode=None), ClockReader(), "0", **views)
     _, info = env.reset()

@@ -96,7 +96,7 @@ def reached(cosines: torch.Tensor) -> torch.Tensor:
 def multi_view(scores: Scores, over_views: OverViews = "mean") -> Scores:
     """Mean or median over views.
 
-    An agent that has found where one camera is fooled gains nothing by a median of three; of two it is the mean.
+    One camera that is fooled lifts a median of three no higher than what another one says; of two it is the mean.
 
     Args:
         scores: [N, V], array or tensor.
