@@ -259,6 +259,9 @@ class AgentConfig(RewardConfig):
             parts += ["+".join(self.cameras)] if self.cameras else []
             parts += [self.over_views] if self.over_views != "mean" else []
         parts += [f"gamma {self.gamma:g}"] if self.gamma != AgentConfig.gamma else []
+        if self.algo == "sac":
+            updates = self.gradient_steps / (self.train_freq * self.setting("envs"))
+            parts += [f"{updates:g} updates a step"] if updates != 1 else []
         return ", ".join(parts)
 
     @property

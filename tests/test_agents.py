@@ -113,6 +113,10 @@ def test_settings_survive_json_and_name_the_run(tmp_path):
     assert config.reward_label == "siglip2-tiny/triplet, difference, corner"
     robust = replace(config, over_views="median", cameras=(), gamma=0.95)
     assert robust.reward_label == "siglip2-tiny/triplet, difference, median, gamma 0.95"
+    fast = replace(config, envs=4, gradient_steps=2)
+    assert fast.reward_label == "siglip2-tiny/triplet, difference, corner, 0.5 updates a step"
+    assert replace(fast, gradient_steps=4).reward_label == config.reward_label
+    assert replace(fast, algo="ppo").reward_label == config.reward_label
     assert (
         replace(config, reward_scale=10.0).reward_label
         == "siglip2-tiny/triplet, difference, scale 10, corner"
