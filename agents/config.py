@@ -37,6 +37,11 @@ PPO_DEFAULTS: dict[str, Any] = {
 }
 """PPO wants observations and returns of unit scale, and several environments."""
 DEFAULTS = {"sac": SAC_DEFAULTS, "ppo": PPO_DEFAULTS}
+ITS_OWN = {
+    "sac": ("tau", "train_freq", "gradient_steps", "learning_starts"),
+    "ppo": ("rollout_steps", "epochs", "gae_lambda", "clip_range"),
+}
+"""Settings that mean nothing to the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +192,10 @@ class AgentConfig(RewardConfig):
                 "cameras, over_views, score_every, instruction, start_weight and approach_weight need frames: a "
                 "learned reward, or --monitor"
             )
+        for algo, names in ITS_OWN.items():
+            given = [name for name in names if getattr(self, name) != getattr(AgentConfig, name)]
+            if given and algo != self.algo:
+                raise ValueError(f"{', '.join(given)} are settings of {algo} and mean nothing to {self.algo}")
         if not (math.isfinite(self.reward_scale) and self.reward_scale > 0):
             raise ValueError(f"reward_scale must be finite and above 0, got {self.reward_scale}")
         if not 1 <= self.horizon <= MAX_EPISODE_STEPS:

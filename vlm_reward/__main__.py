@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 MODEL = "siglip2-tiny/triplet+order+wrong+start+judge"
+MOST_CONSISTENT = "siglip2-tiny-ensemble"
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Label:
 class Demo:
     """Watch a sentence become a reward: scored rollouts of a task that no training has seen, a picture, a film."""
 
-    model: str = MODEL
-    """Adapter or backbone: a folder, an embedded model (see `vlm-reward doctor`), or a Hub id."""
+    model: str = MOST_CONSISTENT
+    """Adapter, backbone or ensemble: a folder, an embedded model (see `vlm-reward doctor`), or a Hub id."""
     task: str = "drawer-open-v3"
     """Any Meta-World task; the default is one of the three held out from all training."""
     instruction: str | None = None

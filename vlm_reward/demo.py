@@ -53,7 +53,7 @@ def demo(
     """Roll out, score, print, draw.
 
     Args:
-        checkpoint: adapter or backbone: a folder, an embedded name, or a Hub id.
+        checkpoint: adapter, backbone or ensemble: a folder, an embedded name, or a Hub id.
         task: any Meta-World task.
         sentence: what the robot should do; the task's instruction when not given.
         out: folder of the picture and the film.
@@ -112,6 +112,7 @@ def demo(
     print(f"\npicture  {picture}\nfilm     {video}\n({time.perf_counter() - began:.0f} s)\n")
     print("Next (in a checkout after `source .venv/bin/activate`):")
     print("  vlm-reward demo --help             another sentence or task")
+    print("  vlm-reward demo --model siglip2-tiny-soup/reach    how near the hand is: what agents learn from")
     print("  vlm-reward score --help            your own video")
     print("  python -m training.train --help    an adapter of your own")
     print("  README.md                          your own environment")
