@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.scenes import project, within
-from vlm_reward.cameras import DEFAULT_CAMERAS, WORKSPACE, CameraRig, CameraSpec, Crop, cut
+from vlm_reward.cameras import (
+    DEFAULT_CAMERAS,
+    WORKSPACE,
+    CameraRig,
+    CameraSpec,
+    Crop,
+    cut,
+    project,
+    projections,
+)
 from vlm_reward.envs import MetaWorldTask, expert_policy, make_env
 
 
@@ -97,6 +105,24 @@ def test_each_view_is_cut_to_its_own_part():
         cut(frames, crops[:1])
 
 
+def test_projections_of_a_camera_by_hand():
+    env = make_env("reach-v3")
+    env.reset(seed=0)
+    model, data = env.unwrapped.model, env.unwrapped.data
+    view = data.camera("corner")
+    right, up, back = view.xmat.reshape(3, 3).T
+    half = 2 * np.tan(np.deg2rad(model.camera("corner").fovy[0]) / 2)  # of what is seen in two metres
+    ahead = view.xpos - 2 * back
+    points = np.stack([ahead, ahead - half * right, ahead - half / 2 * up, view.xpos + back])
+    (whole,) = projections(model, data, ["corner"])  # Meta-World has it upside down: right is left
+    np.testing.assert_allclose(project(points, whole), [(0, 0), (1, 0), (0, 0.5), (np.nan,) * 2], atol=1e-9)
+    (part,) = projections(model, data, ["corner"], {"corner": Crop(0.5, 0.25, 0.5)})
+    np.testing.assert_allclose(
+        project(points[:3], part), [(-1, 0), (1, 0), (-1, 1)], atol=1e-9
+    )  # its left edge is the image's middle
+    env.close()
+
+
 def test_hands_and_objects_are_in_the_workspace_of_each_camera():
     rng, places = np.random.default_rng(0), {camera: [] for camera in WORKSPACE}
     for task in ("door-close-v3", "hammer-v3", "push-v3", "coffee-pull-v3", "window-open-v3", "sweep-v3"):
@@ -105,8 +131,9 @@ def test_hands_and_objects_are_in_the_workspace_of_each_camera():
         for _ in range(100):
             observation, *_ = env.step(policy(observation) + rng.normal(0, 0.5, 4))
             points = np.stack([env.metaworld.tcp_center, observation[4:7]])
-            for camera, crop in WORKSPACE.items():
-                places[camera].append(within(project(env.data, env.model, camera, points), crop))
+            seen = projections(env.model, env.data, [*WORKSPACE], WORKSPACE)
+            for camera, projection in zip(WORKSPACE, seen, strict=True):
+                places[camera].append(project(points, projection))
         env.close()
     for camera, found in places.items():
         inside = (np.abs(np.concatenate(found)) <= 1).all(1).mean()

@@ -11,7 +11,7 @@ import torch
 from training import captions, order, pretrain, probe, scenes
 from training.captions import WORDS, facts, rankings, sentences
 from training.language import UNTAUGHT, instructions, is_held_out, lessons
-from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec
+from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, project, projections
 from vlm_reward.encoder import DualEncoder
 from vlm_reward.envs import make_env
 from vlm_reward.reward_model import RewardModel
@@ -362,7 +362,8 @@ def test_projection_finds_the_hand_in_the_picture():
             task.model.geom_rgba[pads + claws] = (1, 0, 1, 1)
             changed = np.abs(rig.render()[0] - before).sum(-1) > 60
             task.model.geom_rgba[:] = own
-        (u, v), *_ = scenes.project(task.data, task.model, camera, task.metaworld.tcp_center[None])
+        (projection,) = projections(task.model, task.data, [camera])
+        ((u, v),) = project(task.metaworld.tcp_center[None], projection)
         rows, columns = np.nonzero(changed)
         assert abs(columns.mean() - (u + 1) / 2 * 96) < 8
         assert abs(rows.mean() - (1 - v) / 2 * 96) < 8

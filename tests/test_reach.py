@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from agents import loop
 from training import reach as command
 from training.reach import ReachConfig
 from vlm_reward import reward_model as module
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import WORKSPACE, CameraSpec, projections
 from vlm_reward.ensemble import Ensemble
-from vlm_reward.reach import ReachHead, ReachModel, load_head
+from vlm_reward.envs import make_env
+from vlm_reward.reach import ReachHead, ReachModel, agree, load_head, triangulate
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.transforms import GoalBaseline
 
@@ -23,10 +25,19 @@ TEXT = "open the green drawer"
 SPEC = CameraSpec(cameras=("corner", "corner3"), height=32, width=32)
 
 
-def head_of(seed: int = 0) -> ReachHead:
+SEES = torch.tensor(
+    [
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -0.2], [0.0, 1.0, 0.0, 0.0]],  # from the front, along y
+        [[0.0, 1.0, 0.0, -0.7], [0.0, 0.0, 1.0, -0.2], [-1.0, 0.0, 0.0, 1.0]],  # from the right, against x
+    ]
+)
+"""Of two cameras: u, v are x / y, (z - 0.2) / y and (y - 0.7) / (1 - x), (z - 0.2) / (1 - x)."""
+
+
+def head_of(seed: int = 0, layers: int = 0) -> ReachHead:
     """A random head for `tiny_encoder`: 4 patches of 32 numbers, sentences of 32."""
     torch.manual_seed(seed)
-    return ReachHead(4, 32, 32, asked=8, kept=4)
+    return ReachHead(4, 32, 32, asked=8, kept=4, layers=layers)
 
 
 @pytest.fixture
@@ -68,10 +79,10 @@ def test_it_hears_the_thing_and_not_what_is_to_be_done(model, frames):
     near = model.score(frames, "open the drawer")
     np.testing.assert_array_equal(near, model.score(frames, "close the drawer"))
     assert np.abs(near - model.score(frames, "press the button")).max() > 1e-4
-    assert model.with_approach_weight(0) is model.with_start_weight(0) is model
+    assert model.with_approach_weight(0) is model
     with pytest.raises(ValueError, match=r"nothing but the hand: approach_weight must be 0, got 0\.5"):
         model.with_approach_weight(0.5)
-    with pytest.raises(ValueError, match=r"no first frame: start_weight must be 0, got 0\.5"):
+    with pytest.raises(ValueError, match=r"in the first \(1\), got 0\.5"):
         model.with_start_weight(0.5)
     with pytest.raises(ValueError, match="neither an ensemble nor a reach model"):
         GoalBaseline(model, "a robot arm")
@@ -83,12 +94,62 @@ def test_it_hears_the_thing_and_not_what_is_to_be_done(model, frames):
     np.testing.assert_allclose(one.score(frames[:, 1:], TEXT), model.score(frames, TEXT)[:, 1:], atol=1e-6)
 
 
-def test_saved_and_loaded_it_scores_the_same(tiny_backbone_dir, tmp_path, frames):
+def test_a_point_that_two_cameras_see_is_found():
+    points = torch.tensor([[0.1, 0.7, 0.2], [-0.2, 0.5, 0.05]])
+    seen = torch.cat([points, torch.ones(2, 1)], 1) @ SEES.mT  # [V, N, 3]
+    places = (seen[..., :2] / seen[..., 2:]).transpose(0, 1)
+    torch.testing.assert_close(triangulate(places, SEES), points, atol=1e-5, rtol=0)
+
+
+def test_a_thing_is_where_all_views_agree():
+    point = torch.tensor([[0.15, 0.7, 0.35]])
+    seen = torch.cat([point, torch.ones(1, 1)], 1) @ SEES.mT
+    line = (torch.arange(8) + 0.5) / 4 - 1
+    y, x = torch.meshgrid(-line, line, indexing="ij")
+    away = (torch.stack([x, y], -1).reshape(1, 64, 2) - seen[..., :2] / seen[..., 2:]).square().sum(-1)
+    logits = -away / 0.03
+    found = agree(logits[None, :, None], SEES)  # one frame, two views, one sentence
+    assert found.shape == (1, 1, 3)
+    torch.testing.assert_close(found[0], point, atol=0.02, rtol=0)
+    # A second one that the first view cannot tell from it, below, where the other sees nothing, moves it little.
+    wrong = logits.clone()
+    wrong[0] = torch.maximum(logits[0], logits[0].reshape(8, 8).flip(0).flatten())
+    torch.testing.assert_close(agree(wrong[None, :, None], SEES)[0], point, atol=0.05, rtol=0)
+
+
+def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, frames):
+    metadata = {"projections": dict(zip(SPEC.cameras, SEES.tolist(), strict=True))}
+    placed = ReachModel(model.encoder, head_of(), camera_spec=SPEC, metadata=metadata).with_start_weight(1)
+    start = frames[2]
+    scores = placed.score(frames, TEXT, start=start)
+    assert scores.shape == (3, 2)
+    np.testing.assert_array_equal(scores[:, 0], scores[:, 1])  # one of all views
+    images, first = (torch.from_numpy(placed.embed(each)) for each in (frames, start[None]))
+    hand = triangulate(images[..., -2:], SEES)
+    with torch.inference_mode():
+        thing = agree(placed.head(first[:, :, None], placed._embed_texts([TEXT]))[3], SEES)[:, 0]
+    metres = (hand - thing).norm(dim=-1).clamp(0.01, 1).numpy()
+    np.testing.assert_allclose(scores[:, 0], -1 - np.log10(metres), atol=1e-4)
+    both = placed.score(frames, [TEXT, "press the button", TEXT], start=start)
+    np.testing.assert_allclose(both[::2], scores[::2], atol=1e-5)
+    kinds = placed.compare(placed.embed(frames), [TEXT, "press the button"], placed.embed_start(start[None]))
+    np.testing.assert_allclose(kinds[1, :, 1], both[1], atol=1e-5)
+    assert placed.with_start_weight(0).projections is None
+    with pytest.raises(ValueError, match=r"takes two views .*: got corner"):
+        placed.with_cameras("corner")
+    with pytest.raises(ValueError, match="there is no projection of corner, corner3"):
+        model.with_start_weight(1)
+    with pytest.raises(ValueError, match="give start=the first frame"):
+        placed.score(frames, TEXT)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_saved_and_loaded_it_scores_the_same(layers, tiny_backbone_dir, tmp_path, frames):
     backbone = tmp_path / "tiny"
     backbone.symlink_to(tiny_backbone_dir)
     made = ReachModel(
         RewardModel.from_pretrained(tiny_backbone_dir).encoder,
-        head_of(),
+        head_of(layers=layers),
         camera_spec=SPEC,
         metadata={"objective": "reach", "train_tasks": ["reach-v3"]},
     )
@@ -96,8 +157,15 @@ def test_saved_and_loaded_it_scores_the_same(tiny_backbone_dir, tmp_path, frames
     names = {file.name for file in (tmp_path / "reach").iterdir()}
     assert names == {"README.md", "reach.safetensors", "vlm_reward.json"}
     facts = json.loads((tmp_path / "reach" / module.METADATA).read_text())
-    assert facts["format_version"] == module.REACH_VERSION == 8
-    assert facts["reach"] == {"patches": 4, "width": 32, "text_width": 32, "asked": 8, "kept": 4}
+    assert facts["format_version"] == module.REACH_VERSION == 9
+    assert facts["reach"] == {
+        "patches": 4,
+        "width": 32,
+        "text_width": 32,
+        "asked": 8,
+        "kept": 4,
+        "layers": layers,
+    }
     card = (tmp_path / "reach" / "README.md").read_text()
     assert "A head on the patches of a frozen backbone" in card
     assert "lora" not in card.lower()
@@ -245,14 +313,28 @@ def test_stopped_and_resumed_it_comes_to_the_same_weights(config, tmp_path, monk
 
 def test_it_learns_to_tell_the_nearer_hand(config):
     """Of real scenes, with patches of the embedded backbone; half would be chance."""
-    learned = replace(config, backbone="siglip2-tiny", steps=150, batch_size=64)
+    learned = replace(config, backbone="siglip2-tiny", steps=150, batch_size=64, start_weight=1)
     right = command.reach(learned)
     assert right["learned tasks"] > 0.85
     model = RewardModel.from_pretrained(learned.output)
     assert model.metadata["train_tasks"] == ["push-v3", "window-open-v3"]
     assert model.metadata["validation"] == right
     frames = np.zeros((1, 3, 56, 56, 3), np.uint8)
-    assert model.score(frames, TEXT).shape == (1, 3)
+    assert model.score(frames, TEXT, start=frames[0]).shape == (1, 3)
+    assert model.with_cameras(("corner4", "corner")).score(
+        frames[:, :2], TEXT, start=frames[0, :2]
+    ).shape == (1, 2)
+    assert model.with_start_weight(0).with_cameras("corner").score(frames[:, :1], TEXT).shape == (1, 1)
+
+
+def test_the_cameras_of_all_tasks_see_the_same():
+    spec = CameraSpec()
+    for task in ("coffee-button-v3", "hammer-v3"):
+        with closing(make_env(task)) as env:
+            env.reset(seed=1)
+            scene = env.unwrapped
+            sees = projections(scene.model, scene.data, spec.cameras, WORKSPACE)
+        np.testing.assert_allclose(sees, [*command.what_cameras_see(spec, WORKSPACE).values()], atol=1e-5)
 
 
 def test_stand_ins_are_not_learned_from(config):

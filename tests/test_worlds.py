@@ -66,11 +66,27 @@ def test_things_move_as_far_as_their_state_says(family):
             assert world.fractions()[0] == pytest.approx(fraction)
             parts.append(world.parts()[0])
         moved = np.linalg.norm(parts[2] - parts[0])
+        if thing.kind == "press":
+            assert moved == 0  # the hand is to press it, not to be on it
+            continue
         assert moved > 0.01  # seen in the image: where a hand takes it is elsewhere
         if joint.type[0] == worlds._SLIDE:
             assert moved == pytest.approx(world._built[0].travel)
         if thing.kind == "up":
             assert parts[2][2] > parts[0][2] or parts[2][2] == pytest.approx(parts[0][2])
+
+
+def test_the_part_of_a_button_is_where_its_face_is_when_pressed():
+    for seed in range(6):
+        world = _alone(worlds._pushed, seed)
+        joint, cap = world.model.joint("joint0"), world.model.body("moving0")
+        world.data.qpos[int(joint.qposadr[0])] = world._built[0].travel
+        worlds.mujoco.mj_forward(world.model, world.data)
+        out = -world.data.body("thing0").xmat.reshape(3, 3) @ joint.axis
+        (geom,) = range(cap.geomadr[0], cap.geomadr[0] + cap.geomnum[0])
+        half = world.model.geom_aabb[geom][3:] @ np.abs(world.data.geom_xmat[geom].reshape(3, 3).T @ out)
+        face = world.data.geom_xpos[geom] + half * out
+        np.testing.assert_allclose(world.parts()[0], face, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", worlds.FAMILIES, ids=lambda family: family.__name__)

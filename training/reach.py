@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,9 @@ from training.order import Scenes, covered, relit, shifted
 from training.scenes import STATE, inside
 from training.train import Progress, learning_rate, load_state, save_state
 from vlm_reward._jobs import BAR_SECONDS, keep_freed_memory, keep_settings, stop_on_interrupt
-from vlm_reward.cameras import CameraSpec
+from vlm_reward.cameras import CameraSpec, Crop, projections
 from vlm_reward.encoder import DualEncoder, locate
+from vlm_reward.envs import make_env
 from vlm_reward.reach import NEAREST, ReachHead, ReachModel
 from vlm_reward.reward_model import METADATA, REACH, auto_device, read_crops
 from vlm_reward.tasks import train_tasks
@@ -51,7 +53,7 @@ GAP = 0.03
 """Metres: hands whose distances differ by less are not compared."""
 WEIGHTS = {"distance": 1.0, "hand": 3.0, "thing": 3.0, "where": 0.3}
 """Of the losses."""
-FREE = ("resume", "overwrite", "threads", "device", "save_every")
+FREE = ("resume", "overwrite", "threads", "device", "save_every", "start_weight")
 """Settings that may change when a run goes on."""
 
 
@@ -67,6 +69,10 @@ class ReachConfig:
     """Folders of shards of training.scenes and training.worlds; cropped ones where the backbone looks at crops."""
     stand_ins: tuple[str, ...] = ()
     """Training tasks to leave out, as substitutes for the unseen."""
+    layers: int = 0
+    """Of a transformer through which the patches go first (vlm_reward.reach.ReachHead)."""
+    start_weight: Literal[0, 1] = 0
+    """What the model is saved with: 1 looks for the thing in an episode's first frame, by all views together."""
     steps: int = 3500
     """Batches."""
     batch_size: int = 256
@@ -251,7 +257,7 @@ def reach(config: ReachConfig) -> dict[str, float]:
     device = "cpu" if config.device == "cpu" else auto_device("auto")
     encoder = DualEncoder.from_pretrained(config.backbone).requires_grad_(False).to(device).eval()
     crops = read_crops(locate(config.backbone))
-    head = _new_head(encoder, config.seed).to(device)
+    head = _new_head(encoder, config).to(device)
     scenes = Scenes(config.scenes, train_tasks())
     scenes.check_crop(crops)
     things = Things(scenes, encoder)
@@ -322,19 +328,31 @@ def reach(config: ReachConfig) -> dict[str, float]:
     head.eval()
     kinds = {"learned tasks": learned, "stand-ins": unseen, "unseen worlds": things.back}
     right = {name: told_right(head, things, patches, of) for name, of in kinds.items() if of}
-    facts = {"objective": "reach", "preset": "", "seed": config.seed}
+    name = "reach+start" if config.start_weight else "reach"
+    facts = {"objective": name, "preset": "", "seed": config.seed}
     facts |= {"train_tasks": sorted(scenes.tasks[task] for task in learned), "trained_steps": progress.step}
     facts |= {"protocol": config.protocol(), "validation": right}
     spec = CameraSpec()
-    ReachModel(encoder, head, camera_spec=spec, crops=crops, metadata=facts).save_pretrained(config.output)
+    facts |= {"projections": what_cameras_see(spec, crops)}
+    model = ReachModel(encoder, head, camera_spec=spec, crops=crops, metadata=facts)
+    model.with_start_weight(config.start_weight).save_pretrained(config.output)
     for file in (state, patches_file, config.output / "settings.json"):
         file.unlink(missing_ok=True)
     return right
 
 
-def _new_head(encoder: DualEncoder, seed: int) -> ReachHead:
-    torch.manual_seed(seed)
-    return ReachHead(encoder.patches, encoder.patch_width, encoder.embedding_dim)
+def what_cameras_see(spec: CameraSpec, crops: dict[str, Crop] | None) -> dict[str, list[list[float]]]:
+    """`vlm_reward.cameras.projections` of Meta-World's cameras, which are the same in all tasks, by camera."""
+    with closing(make_env("reach-v3")) as env:
+        env.reset(seed=0)
+        scene: Any = env.unwrapped
+        matrices = projections(scene.model, scene.data, spec.cameras, crops)
+    return dict(zip(spec.cameras, matrices.round(6).tolist(), strict=True))
+
+
+def _new_head(encoder: DualEncoder, config: ReachConfig) -> ReachHead:
+    torch.manual_seed(config.seed)
+    return ReachHead(encoder.patches, encoder.patch_width, encoder.embedding_dim, layers=config.layers)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ import tyro
 from training.captions import PALETTE, WORDS, facts
 from vlm_reward._jobs import keep_settings
 from vlm_reward._parallel import run_jobs
-from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, Crop, cut
+from vlm_reward.cameras import WORKSPACE, CameraRig, CameraSpec, cut, project, projections
 from vlm_reward.envs import FINGERS, MetaWorldTask, expert_policy
 from vlm_reward.preprocess import resize
 from vlm_reward.tasks import train_tasks
@@ -200,22 +200,6 @@ def _same_scene(task: str, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def project(data: mujoco.MjData, model: mujoco.MjModel, camera: str, points: np.ndarray) -> np.ndarray:
-    """World points [P, 3] -> upright image coordinates [P, 2] in [-1, 1] (right, up); NaN if behind."""
-    view = data.camera(camera)
-    local = (points - view.xpos) @ view.xmat.reshape(3, 3)
-    scale = np.tan(np.deg2rad(model.camera(camera).fovy[0]) / 2)
-    depth = -local[:, 2:]
-    uv = np.where(depth > 0.01, local[:, :2] / np.maximum(depth, 0.01) / scale, np.nan)
-    return -uv if view.xmat.reshape(3, 3)[2, 1] < -0.1 else uv
-
-
-def within(points: np.ndarray, crop: Crop) -> np.ndarray:
-    """Image coordinates [P, 2] in [-1, 1] (right, up) -> the same in a part of the image."""
-    centre = (2 * crop.left + crop.side - 1, 1 - 2 * crop.top - crop.side)
-    return (points - centre) / crop.side
-
-
 class _Actor:
     """One of several ways to behave, drawn per rollout."""
 
@@ -347,10 +331,9 @@ class Shard:
 
     def _seen(self, camera: str, points: np.ndarray) -> np.ndarray:
         """Where points [P, 3] are in the image that is kept: [P, 2] in [-1, 1], NaN where they are not in it."""
-        seen = project(self.env.data, self.env.model, camera, points)
-        if self.crop:
-            seen = within(seen, WORKSPACE[camera])
-        return inside(seen)
+        crops = WORKSPACE if self.crop else None
+        (projection,) = projections(self.env.model, self.env.data, [camera], crops)
+        return inside(project(points, projection))
 
     def add(
         self,

@@ -169,7 +169,8 @@ def _pushed(b: _Builder) -> Built:
         b.geom(cap, _CYLINDER, (radius, half), (0, 0, 0), b.rgba, quat=_turned(out))
     else:
         b.geom(cap, _BOX, tuple(np.where(out != 0, half, radius)), (0, 0, 0), b.rgba)
-    b.part(cap, tuple(half * out))
+    # Where its face comes to, for the hand that is there has pressed it; on its face it would be as near before.
+    b.part(b.root, tuple(np.array(at) + (2 * half - travel) * out))
     noun = str(b.rng.choice(["button", "bell", "key", "knob"], p=[0.4, 0.2, 0.2, 0.2]))
     return b.made(noun, "press", travel, max(w, d) + 0.05)
 

@@ -92,7 +92,8 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         does = "tells from camera frames whether what a sentence asks is so already: above a score of 0.3"
         sentence, gives, after = "close the drawer", "is_so", ".mean(1) > 0.3"
     if reaches:
-        does = "scores robot camera frames by how near the hand is to what a sentence names: a part of an ensemble"
+        does = "scores robot camera frames by how near the hand is to what a sentence names"
+        does += " and where that was at first" if start else ": a part of an ensemble"
     what = "An ensemble" if members else "A LoRA adapter" if adapter else "A dual encoder"
     body = [
         f"# {name}",
@@ -112,6 +113,11 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
             "",
             "A frame is scored against the first of its episode (`start`), which wrappers do themselves.",
         ]
+        if reaches:
+            body += [
+                "The thing is where all views agree that it was, the hand where they see it now; the score of the",
+                "metres between (1 at 1 cm, 0 at 10, -1 at 1 m) is one for all views. What moves is not followed.",
+            ]
     if facts.get("judge"):
         body += [
             "Its judge, in a folder of this one, tells from all views of that frame whether what is asked is so",
@@ -135,7 +141,8 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         told = f"The mean of the weights of {_code(names)}{_unseen(facts)}."
         body += ["", "## Data and protocol", "", told]
     if adapter and not judges:
-        body += ["", "## Use and limits", "", _USE]
+        saw = "scenes of training tasks" if reaches else "demonstrations"
+        body += ["", "## Use and limits", "", _USE.format(saw=saw)]
     rows = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
     if spec := facts["camera_spec"]:
         rows["cameras"] = spec["cameras"]
@@ -213,7 +220,7 @@ def _reach_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str
 
 _USE = (
     "For dense rewards and progress curves from the cameras below; other cameras, sizes and render profiles are "
-    "refused. It saw demonstrations, so an agent can find states that it overrates: watch true success beside the "
+    "refused. It saw {saw}, so an agent can find states that it overrates: watch true success beside the "
     "learned return. It is no judge of safety. How well it listens, tells success from failure and does on tasks "
     "never seen is in the figures, if there are any above."
 )
@@ -225,7 +232,7 @@ def _inside(facts: Mapping[str, Any], key: str, name: str) -> Any:
     return noted.get(name) if isinstance(noted, Mapping) else None
 
 
-_ELSEWHERE = ("format_version", "camera_spec", "evaluation", "validation", "protocol")
+_ELSEWHERE = ("format_version", "camera_spec", "projections", "evaluation", "validation", "protocol")
 
 
 def _code(names: str | Sequence[str] | None) -> str:

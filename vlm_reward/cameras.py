@@ -121,6 +121,51 @@ class CameraSpec:
         )
 
 
+def projections(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    cameras: Sequence[str],
+    crops: Mapping[str, Crop] | None = None,
+) -> np.ndarray:
+    """What takes a point of the world to where it is in the upright image of each camera, or in a crop of it.
+
+    Args:
+        model: with the cameras.
+        data: after `mj_forward`.
+        cameras: V names.
+        crops: by camera; None for whole images.
+
+    Returns:
+        float64 [V, 3, 4]: of a point (x, y, z) in metres, P @ (x, y, z, 1) is (u w, v w, w), with u to the right
+        and v up, both in [-1, 1] in the image, and w above 0 before the camera, its depth in metres (Hartley and
+        Zisserman, "Multiple View Geometry in Computer Vision", chapter 6).
+    """
+    matrices = []
+    for name in cameras:
+        view = data.camera(name)
+        turn = view.xmat.reshape(3, 3).T * np.array((1, 1, -1))[:, None]  # right, up, ahead
+        if view.xmat.reshape(3, 3)[2, 1] < -0.1:  # as CameraRig turns it upright
+            turn[:2] *= -1
+        turn[:2] /= np.tan(np.deg2rad(model.camera(name).fovy[0]) / 2)
+        left, top, side = (crops or {}).get(name, Crop(0, 0, 1))
+        turn[:2] -= np.outer((2 * left + side - 1, 1 - 2 * top - side), turn[2])
+        turn[:2] /= side
+        matrices.append(np.hstack([turn, -turn @ view.xpos[:, None]]))
+    return np.stack(matrices)
+
+
+def project(points: np.ndarray, projection: np.ndarray) -> np.ndarray:
+    """Points of the world [P, 3] -> where they are in an image, [P, 2] in [-1, 1] (right, up); NaN if behind.
+
+    Args:
+        points: metres.
+        projection: [3, 4], one of `projections`.
+    """
+    seen = points @ projection[:, :3].T + projection[:, 3]
+    depth = seen[:, 2:]
+    return np.where(depth > 0.01, seen[:, :2] / np.maximum(depth, 0.01), np.nan)
+
+
 class CameraRig:
     """Renders all views of a `CameraSpec` with one renderer.
 

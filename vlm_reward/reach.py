@@ -17,6 +17,12 @@ NEAREST, FARTHEST = 0.01, 1.0
 """Metres: the score is 1 at the first or less, -1 at the second or more, linear in the logarithm between."""
 _TYPICAL = math.log(0.15)  # of a distance in metres: where an untrained head begins
 _OFFSET = 0.15  # of the image's half width: how finely a place is told within a patch
+TABLE = ((-0.45, 0.35, 0.0), (0.45, 1.0, 0.45))
+"""Corners of the box over Meta-World's table in which things are looked for, metres."""
+STEP = 0.025
+"""Metres between the places of it that are compared."""
+SHARPNESS = 2.0
+"""How much likelier places count more, beside their likelihood."""
 
 
 class ReachHead(nn.Module):
@@ -32,18 +38,27 @@ class ReachHead(nn.Module):
         text_width: D of a sentence's embedding.
         asked: size of the inner product.
         kept: numbers that each place keeps of its patch.
+        layers: of a transformer through which the patches go first, so that each knows of the others.
     """
 
     centres: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, patches: int, width: int, text_width: int, asked: int = 32, kept: int = 32) -> None:
+    def __init__(
+        self, patches: int, width: int, text_width: int, asked: int = 32, kept: int = 32, layers: int = 0
+    ) -> None:
         super().__init__()
         if math.isqrt(patches) ** 2 != patches:
             raise ValueError(f"patches must be a square grid, got {patches}")
         self.sizes = {"patches": patches, "width": width, "text_width": text_width}
-        self.sizes |= {"asked": asked, "kept": kept}
+        self.sizes |= {"asked": asked, "kept": kept, "layers": layers}
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, max(1, width // 64), 2 * width, 0.0, "gelu", 1e-6, True, True)
+            for _ in range(layers)
+        )
+        if layers:
+            self.position = nn.Parameter(torch.zeros(patches, width))
         self.asked, self.shown = nn.Linear(text_width, asked), nn.Linear(width, asked)
         self.hand, self.offsets = nn.Linear(width, 1), nn.Linear(width, 4)
         self.hand_kept, self.thing_kept = nn.Linear(width, kept), nn.Linear(width, kept)
@@ -66,6 +81,10 @@ class ReachHead(nn.Module):
     def look(self, patches: torch.Tensor) -> torch.Tensor:
         """All that a sentence needs of an image: patches [M, P, W] -> float32 [M, E]."""
         patches = (patches.float() - self.mean) / self.std
+        if self.layers:
+            patches = patches + self.position
+        for layer in self.layers:
+            patches = layer(patches)
         offsets = _OFFSET * self.offsets(patches).unflatten(-1, (2, 2))
         places = self.centres[:, None] + offsets  # [M, P, 2 (hand, thing), 2]
         things = torch.cat([self.shown(patches), self.thing_kept(patches), places[:, :, 1]], -1)
@@ -105,8 +124,58 @@ class ReachHead(nn.Module):
         save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, file)
 
 
+def triangulate(places: torch.Tensor, projections: torch.Tensor) -> torch.Tensor:
+    """Where a point is that several views see: linear least squares.
+
+    Args:
+        places: [..., V, 2] in [-1, 1] (right, up), at least two views.
+        projections: [V, 3, 4], of `vlm_reward.cameras.projections`.
+
+    Returns:
+        Metres, [..., 3].
+    """
+    rows = (
+        places[..., None] * projections[:, 2:] - projections[:, :2]
+    )  # [..., V, 2, 4], each . (x, y, z, 1) = 0
+    rows = rows.flatten(-3, -2)
+    matrix, wanted = rows[..., :3], -rows[..., 3:]
+    return torch.linalg.solve(matrix.mT @ matrix, matrix.mT @ wanted)[..., 0]
+
+
+def agree(logits: torch.Tensor, projections: torch.Tensor) -> torch.Tensor:
+    """Where all views together see a thing: the places over the table, weighted by their likelihood in all.
+
+    Args:
+        logits: [N, V, K, P], how likely each patch of a square grid is the thing's.
+        projections: [V, 3, 4].
+
+    Returns:
+        Metres, [N, K, 3].
+    """
+    count, views, texts, patches = logits.shape
+    side = math.isqrt(patches)
+    line = [torch.arange(low, high + STEP / 2, STEP) for low, high in zip(*TABLE, strict=True)]
+    places = torch.cartesian_prod(*line).to(logits)
+    seen = torch.cat([places, torch.ones_like(places[:, :1])], 1) @ projections.mT  # [V, G, 3]
+    seen = seen[..., :2] / seen[..., 2:] * seen.new_tensor((1, -1))
+    likely = logits.log_softmax(-1)
+    maps = likely.permute(1, 0, 2, 3).reshape(views, count * texts, side, side)
+    found = nn.functional.grid_sample(maps, seen[:, :, None], padding_mode="border", align_corners=False)[
+        ..., 0
+    ]
+    outside = (seen.abs() > 1).any(-1)[:, None]
+    found = torch.where(outside, maps.flatten(2).amin(-1, keepdim=True), found)
+    weights = (SHARPNESS * found.sum(0)).softmax(-1)  # [N K, G]
+    return (weights @ places).reshape(count, texts, 3)
+
+
 class ReachModel(RewardModel):
     """Scores frames by how near the hand is to what a sentence names first, and by nothing else.
+
+    With a `start_weight` of 1 all views are looked at together: the thing is where they agree that it was in the
+    first frame of the episode, the hand where they see it now, and the score says how far from each other these
+    places are. So no pose of the hand makes the thing look nearer; but a thing that moves is not followed. The
+    score is then one for all views, of which it takes two at least.
 
     "open the green drawer" and "close the green drawer" have one score. It is a part, not a reward of its own:
     in an ensemble beside models that know what is asked, in the place of asking them for the hand in words (their
@@ -116,7 +185,8 @@ class ReachModel(RewardModel):
     Args:
         encoder: a SigLIP of fixed resolution, whose patches and sentences the head was trained with, frozen.
         head: see `ReachHead`.
-        options: `camera_spec`, `crops`, `metadata` and `dtype`, as of a `RewardModel`.
+        options: `camera_spec`, `crops`, `start_weight` (0 or 1), `metadata` and `dtype`, as of a `RewardModel`.
+            For a start_weight the metadata have `projections`, of `vlm_reward.cameras.projections`, by camera.
 
     Example:
         >>> model = RewardModel.from_pretrained("siglip2-tiny-soup/reach")
@@ -136,6 +206,29 @@ class ReachModel(RewardModel):
                 f"those of {encoder.name or 'the backbone'} {found}"
             )
         self.head = head.requires_grad_(False).to(encoder.device).eval()
+        self.projections: torch.Tensor | None = None
+        if not self.start_weight:
+            return
+        if self.start_weight != 1:
+            raise ValueError(
+                "a reach model looks at each frame alone (start_weight 0) or for the thing in the first (1), "
+                f"got {self.start_weight}"
+            )
+        known, cameras = (
+            self.metadata.get("projections", {}),
+            self.camera_spec.cameras if self.camera_spec else (),
+        )
+        if len(cameras) < 2 or (missing := set(cameras) - set(known)):
+            raise ValueError(
+                "to look for the thing in the first frame takes two views and what they see of the world: "
+                + (
+                    f"there is no projection of {', '.join(sorted(missing))}"
+                    if len(cameras) > 1
+                    else f"got {', '.join(cameras) or 'no cameras'}"
+                )
+            )
+        matrices = torch.tensor([known[camera] for camera in cameras], dtype=torch.float32)
+        self.projections = matrices.to(encoder.device)
 
     @property
     def embedding_dim(self) -> int:
@@ -146,14 +239,6 @@ class ReachModel(RewardModel):
     def is_part(self) -> bool:
         """Whether it is saved without its backbone."""
         return True
-
-    def with_start_weight(self, start_weight: float) -> "ReachModel":
-        """Itself without one; ValueError else: it needs no first frame."""
-        if start_weight:
-            raise ValueError(
-                f"a reach model looks at no first frame: start_weight must be 0, got {start_weight}"
-            )
-        return self
 
     def with_approach_weight(self, approach_weight: float) -> "ReachModel":
         """Itself without one; ValueError else: it asks for nothing but the hand."""
@@ -168,7 +253,8 @@ class ReachModel(RewardModel):
         raise ValueError("a reach model takes no judge: give one to a model that scores what is asked")
 
     def _like_this(self, **changed: Any) -> "ReachModel":
-        same = {name: changed.get(name, getattr(self, name)) for name in ("camera_spec", "crops", "metadata")}
+        own = ("camera_spec", "crops", "start_weight", "metadata")
+        same = {name: changed.get(name, getattr(self, name)) for name in own}
         return ReachModel(self.encoder, self.head, **same, dtype=self.dtype)
 
     def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
@@ -183,7 +269,14 @@ class ReachModel(RewardModel):
         self, images: torch.Tensor, texts: Sequence[str], starts: torch.Tensor | None, *, each: bool
     ) -> torch.Tensor:
         said = self._embed_texts(texts).float()
-        far = self.head(images[:, :, None], said[:, None, None] if each else said)[0]
+        texts_of = said[:, None, None] if each else said
+        if starts is None or self.projections is None:
+            far = self.head(images[:, :, None], texts_of)[0]
+        else:
+            hand = triangulate(images[..., -2:], self.projections)
+            thing = agree(self.head(starts[:, :, None], texts_of)[3], self.projections)
+            far = (hand[:, None] - thing).norm(dim=-1).clamp(min=NEAREST).log()
+            far = far[:, None].expand(-1, images.shape[1], -1)
         share = (far - math.log(NEAREST)) / math.log(FARTHEST / NEAREST)
         return 1 - 2 * share.clamp(0, 1)
 

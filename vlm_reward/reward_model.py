@@ -35,9 +35,10 @@ JUDGE = "judge"
 REACH = "reach.safetensors"
 """File of a `vlm_reward.reach.ReachHead`."""
 # Plain; with a start_weight; a judge; an approach_weight; crops; members; an approach_weight of all of them; a
-# head that tells how near the hand is. An older library would overlook what came later.
+# head that tells how near the hand is (since 9 with layers, or where the thing was at first). An older library
+# would overlook what came later.
 FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = range(1, 6)
-ENSEMBLE_VERSION, ASKED_VERSION, REACH_VERSION = 6, 7, 8
+ENSEMBLE_VERSION, ASKED_VERSION, REACH_VERSION = 6, 7, 9
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -164,7 +165,8 @@ class RewardModel:
             encoder = _backbone_of(folder, metadata.get("backbone"), None, local_files_only)
             encoder.requires_grad_(False).to(device).eval()
             head = load_head(folder / REACH, metadata["reach"])
-            return ReachModel(encoder, head, camera_spec=spec, crops=crops, metadata=metadata, dtype=dtype)
+            same = {"camera_spec": spec, "crops": crops, "metadata": metadata, "dtype": dtype}
+            return ReachModel(encoder, head, **same, start_weight=weights["start_weight"])
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
