@@ -112,7 +112,7 @@ def demo(
     print(f"\npicture  {picture}\nfilm     {video}\n({time.perf_counter() - began:.0f} s)\n")
     print("Next (in a checkout after `source .venv/bin/activate`):")
     print("  vlm-reward demo --help             another sentence or task")
-    print("  vlm-reward demo --model siglip2-tiny-soup/reach    how near the hand is: what agents learn from")
+    print("  vlm-reward demo --model siglip2-tiny-soup/reach+start    how near the hand is, for agents")
     print("  vlm-reward score --help            your own video")
     print("  python -m training.train --help    an adapter of your own")
     print("  README.md                          your own environment")

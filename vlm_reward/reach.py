@@ -22,7 +22,7 @@ TABLE = ((-0.45, 0.35, 0.0), (0.45, 1.0, 0.45))
 STEP = 0.025
 """Metres between the places of it that are compared."""
 SHARPNESS = 2.0
-"""How much likelier places count more, beside their likelihood."""
+"""What the sum of the views' log-likelihoods is multiplied by before the softmax over places."""
 
 
 class ReachHead(nn.Module):
@@ -134,10 +134,8 @@ def triangulate(places: torch.Tensor, projections: torch.Tensor) -> torch.Tensor
     Returns:
         Metres, [..., 3].
     """
-    rows = (
-        places[..., None] * projections[:, 2:] - projections[:, :2]
-    )  # [..., V, 2, 4], each . (x, y, z, 1) = 0
-    rows = rows.flatten(-3, -2)
+    rows = places[..., None] * projections[:, 2:] - projections[:, :2]  # [..., V, 2, 4]
+    rows = rows.flatten(-3, -2)  # the inner product of each with (x, y, z, 1) is 0
     matrix, wanted = rows[..., :3], -rows[..., 3:]
     return torch.linalg.solve(matrix.mT @ matrix, matrix.mT @ wanted)[..., 0]
 
@@ -160,9 +158,8 @@ def agree(logits: torch.Tensor, projections: torch.Tensor) -> torch.Tensor:
     seen = seen[..., :2] / seen[..., 2:] * seen.new_tensor((1, -1))
     likely = logits.log_softmax(-1)
     maps = likely.permute(1, 0, 2, 3).reshape(views, count * texts, side, side)
-    found = nn.functional.grid_sample(maps, seen[:, :, None], padding_mode="border", align_corners=False)[
-        ..., 0
-    ]
+    found = nn.functional.grid_sample(maps, seen[:, :, None], padding_mode="border", align_corners=False)
+    found = found[..., 0]  # [V, N K, G]
     outside = (seen.abs() > 1).any(-1)[:, None]
     found = torch.where(outside, maps.flatten(2).amin(-1, keepdim=True), found)
     weights = (SHARPNESS * found.sum(0)).softmax(-1)  # [N K, G]
