@@ -92,8 +92,12 @@ def model_card(name: str, facts: Mapping[str, Any], adapter: bool) -> str:
         does = "tells from camera frames whether what a sentence asks is so already: above a score of 0.3"
         sentence, gives, after = "close the drawer", "is_so", ".mean(1) > 0.3"
     if reaches:
-        does = "scores robot camera frames by how near the hand is to what a sentence names"
-        does += " and where that was at first" if start else ": a part of an ensemble"
+        near = (
+            "where the thing a sentence names was"
+            if start
+            else "what a sentence names: a part of an ensemble"
+        )
+        does = f"scores robot camera frames by how near the hand is to {near}"
     what = "An ensemble" if members else "A LoRA adapter" if adapter else "A dual encoder"
     body = [
         f"# {name}",
