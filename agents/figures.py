@@ -81,7 +81,8 @@ def draw(config: FiguresConfig) -> None:
             ax.set_ylabel(title if column == 0 else "")
             ax.spines[["top", "right"]].set_visible(False)
         axes[0, column].set_ylim(-0.02, 1.02)
-        axes[1, column].legend(frameon=False, fontsize=7)
+        # a long name is cut at the edge, and takes no room from the axes
+        axes[1, column].legend(frameon=False, fontsize=7).set_in_layout(False)
         axes[-1, column].set_xlabel("environment steps")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(config.out) as fresh:

@@ -408,6 +408,11 @@ def test_a_learned_run_can_be_replayed_drawn_and_relabelled(tiny_adapter_dir, tm
     assert (tmp_path / "film.mp4").stat().st_size > 1000
     figures.draw(figures.FiguresConfig((tmp_path / "run",), tmp_path / "figures" / "curves.png"))
     assert (tmp_path / "figures" / "curves.png").read_bytes()[1:4] == b"PNG"
+    settings_file = tmp_path / "run" / "config.json"
+    named = json.loads(settings_file.read_text())
+    settings_file.write_text(json.dumps(named | {"label": "a long name " * 20}))
+    figures.draw(figures.FiguresConfig((tmp_path / "run",), tmp_path / "figures" / "long.png"))  # no warning
+    settings_file.write_text(json.dumps(named))
 
     before = load_transitions(tmp_path / "run" / "last" / "replay.npz")
     options = relabel.RelabelConfig(
