@@ -26,10 +26,10 @@ def load_scorer(config: AgentConfig) -> LoadedScorer | None:
         if config.scored_by != config.reward or "/" in config.reward:
             raise
         raise FileNotFoundError(f"{error} A reward is also dense, sparse or zero-shot.") from error
+    if config.start_weight is not None:  # first: it decides how few cameras a reach model may have
+        model = model.with_start_weight(config.start_weight)
     model = model.with_cameras(config.cameras or (model.camera_spec or CameraSpec()).cameras)
     model.embed_text([config.sentence])
-    if config.start_weight is not None:
-        model = model.with_start_weight(config.start_weight)
     if config.approach_weight is not None:
         model = model.with_approach_weight(config.approach_weight)
     if config.transform == "goal-baseline":

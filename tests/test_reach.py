@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from agents import loop
+from agents.config import AgentConfig
+from agents.rewards import load_scorer
 from training import reach as command
 from training.reach import ReachConfig
 from vlm_reward import reward_model as module
@@ -135,12 +137,22 @@ def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, fra
     kinds = placed.compare(placed.embed(frames), [TEXT, "press the button"], placed.embed_start(start[None]))
     np.testing.assert_allclose(kinds[1, :, 1], both[1], atol=1e-5)
     assert placed.with_start_weight(0).projections is None
-    with pytest.raises(ValueError, match=r"takes two views .*: got corner"):
+    with pytest.raises(ValueError, match=r"takes two views .*: got corner;"):
         placed.with_cameras("corner")
     with pytest.raises(ValueError, match="there is no projection of corner, corner3"):
         model.with_start_weight(1)
     with pytest.raises(ValueError, match="give start=the first frame"):
         placed.score(frames, TEXT)
+
+
+def test_an_agent_may_have_one_view_without_the_first_frame():
+    config = AgentConfig(reward="siglip2-tiny-soup/reach+start", cameras=("corner",))
+    with pytest.raises(ValueError, match="with a start_weight of 0 one will do"):
+        load_scorer(config)
+    scorer = load_scorer(replace(config, start_weight=0.0))
+    assert isinstance(scorer, ReachModel)
+    assert scorer.camera_spec is not None
+    assert scorer.camera_spec.cameras == ("corner",)
 
 
 @pytest.mark.parametrize("layers", [0, 1])

@@ -56,11 +56,10 @@ def visit(
     Returns:
         frames uint8 [places, V, H, W, 3], and how far the hand then is from the thing, float64 [places], metres.
     """
-    moment, mocap = world.moment(), world.data.mocap_pos.copy()
+    moment = world.moment()
     frames, far = [], []
     for place in range(places):
         world.again(moment)
-        world.data.mocap_pos[:] = mocap
         way = rng.normal(size=3)
         way *= (place > 0) * rng.uniform(NEAR, FAR) / np.linalg.norm(way)
         goal = world.parts()[thing] + way
@@ -70,7 +69,6 @@ def visit(
         frames.append(rig.render())
         far.append(np.linalg.norm(world.parts()[thing] - world.hand()))
     world.again(moment)
-    world.data.mocap_pos[:] = mocap
     return np.stack(frames), np.array(far)
 
 

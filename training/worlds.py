@@ -441,7 +441,7 @@ class World(gym.Env):
 
     def _shown(self) -> tuple[np.ndarray, ...]:
         model, data = self.model, self.data
-        return data.qpos, data.qvel, model.body_pos, model.body_quat, model.site_pos
+        return data.qpos, data.qvel, data.mocap_pos, model.body_pos, model.body_quat, model.site_pos
 
     def moment(self) -> tuple[np.ndarray, ...]:
         """What shows this moment again."""

@@ -54,7 +54,16 @@ class ReachHead(nn.Module):
         self.sizes = {"patches": patches, "width": width, "text_width": text_width}
         self.sizes |= {"asked": asked, "kept": kept, "layers": layers}
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, max(1, width // 64), 2 * width, 0.0, "gelu", 1e-6, True, True)
+            nn.TransformerEncoderLayer(
+                width,
+                nhead=max(1, width // 64),
+                dim_feedforward=2 * width,
+                dropout=0.0,
+                activation="gelu",
+                layer_norm_eps=1e-6,
+                batch_first=True,
+                norm_first=True,
+            )
             for _ in range(layers)
         )
         if layers:
@@ -174,10 +183,10 @@ class ReachModel(RewardModel):
     places are. So no pose of the hand makes the thing look nearer; but a thing that moves is not followed. The
     score is then one for all views, of which it takes two at least.
 
-    "open the green drawer" and "close the green drawer" have one score. It is a part, not a reward of its own:
-    in an ensemble beside models that know what is asked, in the place of asking them for the hand in words (their
-    `approach_weight`). It knows the hand that it was trained with, Meta-World's, by the cameras of its
-    `camera_spec`.
+    "open the green drawer" and "close the green drawer" have one score. So it is a reward of its own only where to
+    be at a place is what is asked; else it is a part of an ensemble, beside models that know what is asked, in the
+    place of asking them for the hand in words (their `approach_weight`). It knows the hand that it was trained
+    with, Meta-World's, by the cameras of its `camera_spec`.
 
     Args:
         encoder: a SigLIP of fixed resolution, whose patches and sentences the head was trained with, frozen.
@@ -211,18 +220,17 @@ class ReachModel(RewardModel):
                 "a reach model looks at each frame alone (start_weight 0) or for the thing in the first (1), "
                 f"got {self.start_weight}"
             )
-        known, cameras = (
-            self.metadata.get("projections", {}),
-            self.camera_spec.cameras if self.camera_spec else (),
-        )
-        if len(cameras) < 2 or (missing := set(cameras) - set(known)):
+        cameras = self.camera_spec.cameras if self.camera_spec else ()
+        if len(cameras) < 2:
             raise ValueError(
-                "to look for the thing in the first frame takes two views and what they see of the world: "
-                + (
-                    f"there is no projection of {', '.join(sorted(missing))}"
-                    if len(cameras) > 1
-                    else f"got {', '.join(cameras) or 'no cameras'}"
-                )
+                "to look for the thing in the first frame takes two views at least: got "
+                f"{', '.join(cameras) or 'no cameras'}; with a start_weight of 0 one will do"
+            )
+        known = self.metadata.get("projections", {})
+        if missing := set(cameras) - set(known):
+            raise ValueError(
+                f"there is no projection of {', '.join(sorted(missing))}, which a start_weight of 1 needs: train "
+                "the model again with python -m training.reach, or take 0"
             )
         matrices = torch.tensor([known[camera] for camera in cameras], dtype=torch.float32)
         self.projections = matrices.to(encoder.device)
@@ -267,9 +275,10 @@ class ReachModel(RewardModel):
     ) -> torch.Tensor:
         said = self._embed_texts(texts).float()
         texts_of = said[:, None, None] if each else said
-        if starts is None or self.projections is None:
+        if starts is None:
             far = self.head(images[:, :, None], texts_of)[0]
         else:
+            assert self.projections is not None  # as there is a start_weight
             hand = triangulate(images[..., -2:], self.projections)
             thing = agree(self.head(starts[:, :, None], texts_of)[3], self.projections)
             far = (hand[:, None] - thing).norm(dim=-1).clamp(min=NEAREST).log()
