@@ -76,7 +76,10 @@ def test_things_move_as_far_as_their_state_says(family):
             assert parts[2][2] > parts[0][2] or parts[2][2] == pytest.approx(parts[0][2])
 
 
-def test_the_part_of_a_button_is_where_its_face_is_when_pressed():
+def test_the_part_of_a_button_is_where_fingertips_are_when_it_is_pressed():
+    pad = worlds.mujoco.MjModel.from_xml_path(str(worlds._ROOM)).geom("rightpad_geom")
+    np.testing.assert_allclose(pad.size[2], worlds._FINGER)
+    directions = set()
     for seed in range(6):
         world = _alone(worlds._pushed, seed)
         joint, cap = world.model.joint("joint0"), world.model.body("moving0")
@@ -86,7 +89,10 @@ def test_the_part_of_a_button_is_where_its_face_is_when_pressed():
         (geom,) = range(cap.geomadr[0], cap.geomadr[0] + cap.geomnum[0])
         half = world.model.geom_aabb[geom][3:] @ np.abs(world.data.geom_xmat[geom].reshape(3, 3).T @ out)
         face = world.data.geom_xpos[geom] + half * out
-        np.testing.assert_allclose(world.parts()[0], face, atol=1e-6)
+        finger = worlds._FINGER * (1 - out[2])  # not from above, where the tips are the lowest of the pads
+        np.testing.assert_allclose(world.parts()[0], face + finger * out, atol=1e-6)
+        directions.add(round(out[2]))
+    assert directions == {0, 1}
 
 
 @pytest.mark.parametrize("family", worlds.FAMILIES, ids=lambda family: family.__name__)

@@ -37,6 +37,8 @@ _ROOM = Path(metaworld.__file__).parent / "assets" / "sawyer_xyz" / "sawyer_reac
 _SUBSTEPS = 5
 _RECORDS = 12
 """Moments recorded of an episode."""
+_FINGER = 0.015
+"""Half the width of a fingertip's pad, metres: its middle comes no nearer to what it pushes sideways."""
 _GOAL = "goal"
 _HINGE, _SLIDE = mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE
 _BOX, _CYLINDER, _SPHERE, _CAPSULE = (
@@ -169,8 +171,9 @@ def _pushed(b: _Builder) -> Built:
         b.geom(cap, _CYLINDER, (radius, half), (0, 0, 0), b.rgba, quat=_turned(out))
     else:
         b.geom(cap, _BOX, tuple(np.where(out != 0, half, radius)), (0, 0, 0), b.rgba)
-    # Where its face comes to, for the hand that is there has pressed it; on its face it would be as near before.
-    b.part(b.root, tuple(np.array(at) + (2 * half - travel) * out))
+    # Where the fingertips are once it is pressed; on its face the hand would be as near before.
+    finger = _FINGER if face != "top" else 0.0
+    b.part(b.root, tuple(np.array(at) + (2 * half - travel + finger) * out))
     noun = str(b.rng.choice(["button", "bell", "key", "knob"], p=[0.4, 0.2, 0.2, 0.2]))
     return b.made(noun, "press", travel, max(w, d) + 0.05)
 
