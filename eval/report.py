@@ -43,7 +43,7 @@ COLLAPSED = 20.0  # VOC of the mean of the views: the paper's six have 14.3 at m
 INTRODUCTION = """# The six objectives, compared
 
 Written by `python -m eval.report` from `eval/results/study.json`; no figure or verdict is typed by hand but in the
-last two sections.
+sections from "Every model that is shipped" on.
 
 **What this is not:** the paper (arXiv 2512.20675) names neither the cameras nor the rollouts that it evaluates
 on. Ours are three cameras of our choice (`vlm_reward/cameras.py`), demonstrations and rollouts that we collected

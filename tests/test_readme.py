@@ -1,4 +1,4 @@
-"""What the README shows runs, and the files it names exist."""
+"""What the README and eval/REPRODUCE.md show runs, and the files they name exist."""
 
 import re
 import runpy
@@ -14,7 +14,8 @@ from vlm_reward.__main__ import main as vlm_reward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+PAGES = README + (ROOT / "eval" / "REPRODUCE.md").read_text()
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line for line in SHELL.splitlines() if re.match(r"(\.venv/bin/)?(python -m|vlm-reward) ", line)]
 
 
@@ -82,17 +83,33 @@ def test_named_files_exist():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", README)
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", PAGES)
 
 
-def test_linked_pictures_exist():
-    for link in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / link).is_file(), link
+@pytest.mark.parametrize(
+    "page", ["README.md", "eval/REPRODUCE.md", "eval/RESULTS.md", "agents/RESULTS.md"], ids=str
+)
+def test_links_lead_somewhere(page):
+    """Files that are linked exist, and the headings within them."""
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("http")]
+    for link in links:
+        file, _, heading = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if heading:
+            assert heading in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_commands_are_modules():
     assert len(COMMANDS) > 20
-    for module in re.findall(r"python -m ((?:training|eval|agents)\.\w+)", README):
+    for module in re.findall(r"python -m ((?:training|eval|agents)\.\w+)", PAGES):
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
 
 
