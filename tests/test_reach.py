@@ -262,9 +262,10 @@ def test_the_loss_is_that_of_hand(model):
             parameter.zero_()
     looked = head.look(torch.zeros(2, 4, 32))
     hand = torch.tensor([[0.05, 0.0], [math.nan, math.nan]])
-    thing = torch.tensor([[0.5, 0.5], [math.nan, math.nan]])
-    far = torch.tensor([0.15, math.nan])
-    losses = command.losses_of(head, looked, torch.zeros(2, 32), hand, thing, far)
+    nowhere = [math.nan, math.nan]
+    thing = torch.tensor([[[0.5, 0.5], nowhere, nowhere], [nowhere, nowhere, nowhere]])
+    far = torch.tensor([[0.15, 0.15, math.nan], [math.nan, math.nan, math.nan]])
+    losses = command.losses_of(head, looked, torch.zeros(2, 3, 32), hand, thing, far)
     assert losses["distance"] == pytest.approx(0.0, abs=1e-6)  # an untrained head says 15 cm
     assert losses["hand"] == pytest.approx(0.5 * 0.05**2 / 0.1 / 2, abs=1e-6)
     assert losses["thing"] == pytest.approx(0.5 - 0.05, abs=1e-6)

@@ -174,18 +174,17 @@ class Things:
         self.worlds = [task for task in worlds if task not in self.back]
         self.distance = scenes.things[..., STATE.index("hand_object")] / 5  # metres [N, T]
 
-    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
-        """A thing of each image, int64 [M], and a sentence that names it, [M, D]."""
-        things, texts = [], []
-        for row in rows:
-            of = self.called[self.scenes.task[row]]
-            things.append(int(rng.integers(len(of))))
-            texts.append(of[things[-1]][rng.integers(len(of[things[-1]]))])
-        return np.array(things), self.texts[texts]
+    def asked(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """A sentence that names each thing of each image: [M, T, D]; past the last thing any, that says nothing."""
+        texts = np.zeros((len(rows), self.distance.shape[1]), np.int64)
+        for image, row in enumerate(rows):
+            for thing, names in enumerate(self.called[self.scenes.task[row]]):
+                texts[image, thing] = names[rng.integers(len(names))]
+        return self.texts[torch.from_numpy(texts)]
 
 
 def huber(told: Tensor, wanted: Tensor) -> Tensor:
-    """Smooth L1 of places [M, 2], mean over those that are not NaN."""
+    """Smooth L1 of places [..., 2], mean over those that are not NaN."""
     there = ~wanted.isnan().any(-1)
     return F.smooth_l1_loss(told[there], wanted[there], beta=0.1) if there.any() else told.sum() * 0
 
@@ -198,20 +197,21 @@ def losses_of(
     Args:
         head: the head.
         looked: [M, E], of `ReachHead.look`.
-        texts: [M, D], what names the thing.
-        hand: [M, 2] in [-1, 1] (right, up), where it is, NaN outside the image; thing: the same.
-        far: [M], metres between them, NaN where nobody knows.
+        texts: [M, T, D], what names each thing.
+        hand: [M, 2] in [-1, 1] (right, up), where it is, NaN outside the image.
+        thing: [M, T, 2], where each is, NaN outside the image and where there is none.
+        far: [M, T], metres between hand and thing, NaN where nobody knows.
     """
-    told, at_hand, at_thing, logits = head(looked, texts)
+    told, at_hand, at_thing, logits = head(looked[:, None], texts)
     known = ~far.isnan()
     losses = {
         "distance": F.smooth_l1_loss(told[known], far[known].clamp(min=NEAREST).log(), beta=0.2),
-        "hand": huber(at_hand, hand),
+        "hand": huber(at_hand[:, 0], hand),
         "thing": huber(at_thing, thing),
     }
     there = ~thing.isnan().any(-1)
     away = (thing[there][:, None] - head.centres).square().sum(-1)
-    wanted = (-away / (2 / logits.shape[1])).softmax(-1)
+    wanted = (-away / (2 / logits.shape[-1])).softmax(-1)
     where = F.kl_div(logits[there].log_softmax(-1), wanted, reduction="none").sum(-1)
     return losses | {"where": where.mean() if there.any() else logits.sum() * 0}
 
@@ -293,18 +293,20 @@ def reach(config: ReachConfig) -> dict[str, float]:
                         for pool, s in zip(pools, shares, strict=True)
                     ]
                 )
-                which, texts = things.draw(rows, rng)
                 places = rows + len(scenes) * rng.integers(2, size=len(rows))
                 order = np.argsort(places)  # a file is read faster in its order
-                rows, which, texts, places = rows[order], which[order], texts[order], places[order]
+                rows, places = rows[order], places[order]
                 some = patches[places]
                 hand, thing = (
-                    torch.from_numpy(inside(spots + some["moved"])).to(device)
-                    for spots in (scenes.points[rows, 0], scenes.spots[rows, which])
+                    torch.from_numpy(inside(spots + moved)).to(device)
+                    for spots, moved in (
+                        (scenes.points[rows, 0], some["moved"]),
+                        (scenes.spots[rows], some["moved"][:, None]),
+                    )
                 )
-                far = torch.from_numpy(things.distance[rows, which]).to(device)
+                far = torch.from_numpy(things.distance[rows]).to(device)
                 looked = head.look(torch.from_numpy(some["patches"]).to(device))
-                parts = losses_of(head, looked, texts, hand, thing, far)
+                parts = losses_of(head, looked, things.asked(rows, rng).to(device), hand, thing, far)
                 loss = torch.stack([WEIGHTS[name] * value for name, value in parts.items()]).sum()
                 progress.loss = loss.item()
                 if not math.isfinite(progress.loss):
