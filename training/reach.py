@@ -175,7 +175,7 @@ class Things:
         self.distance = scenes.things[..., STATE.index("hand_object")] / 5  # metres [N, T]
 
     def asked(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """A sentence that names each thing of each image: [M, T, D]; past the last thing any, that says nothing."""
+        """A sentence that names each thing of each image, [M, T, D]; past the last thing it is any."""
         texts = np.zeros((len(rows), self.distance.shape[1]), np.int64)
         for image, row in enumerate(rows):
             for thing, names in enumerate(self.called[self.scenes.task[row]]):
