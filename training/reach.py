@@ -297,13 +297,9 @@ def reach(config: ReachConfig) -> dict[str, float]:
                 order = np.argsort(places)  # a file is read faster in its order
                 rows, places = rows[order], places[order]
                 some = patches[places]
-                hand, thing = (
-                    torch.from_numpy(inside(spots + moved)).to(device)
-                    for spots, moved in (
-                        (scenes.points[rows, 0], some["moved"]),
-                        (scenes.spots[rows], some["moved"][:, None]),
-                    )
-                )
+                moved = some["moved"]
+                hand = torch.from_numpy(inside(scenes.points[rows, 0] + moved)).to(device)
+                thing = torch.from_numpy(inside(scenes.spots[rows] + moved[:, None])).to(device)
                 far = torch.from_numpy(things.distance[rows]).to(device)
                 looked = head.look(torch.from_numpy(some["patches"]).to(device))
                 parts = losses_of(head, looked, things.asked(rows, rng).to(device), hand, thing, far)
