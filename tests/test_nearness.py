@@ -1,5 +1,6 @@
 """The score that follows the hand in worlds that nobody saw: real worlds, real rendering."""
 
+import re
 import sys
 
 import numpy as np
@@ -59,3 +60,14 @@ def test_correlation_and_the_best_place(sign, correlation, monkeypatch, capsys):
     assert f"rank correlation {100 * correlation:5.1f}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="1 world and 2 places at least, got 0 and 28"):
         Config("x", worlds=0)
+
+
+def test_of_a_model_that_says_where_things_are_it_measures_how_far_off_that_is(monkeypatch, capsys):
+    arguments = ["--checkpoint", "siglip2-tiny-soup/reach+start", "--cameras", "corner", "corner3"]
+    monkeypatch.setattr(
+        sys, "argv", ["nearness", *arguments, "--worlds", "1", "--places", "2", "--seed", "7"]
+    )
+    main()
+    told = re.findall(r"place off by ([\d.]+) cm", capsys.readouterr().out)
+    assert told
+    assert all(float(metres) < 40 for metres in told)  # a place drawn at random is off by half a metre

@@ -13,13 +13,23 @@ import torch
 from agents import loop
 from agents.config import AgentConfig
 from agents.rewards import load_scorer
+from training import find, heads
 from training import reach as command
+from training.find import FindConfig
 from training.reach import ReachConfig
 from vlm_reward import reward_model as module
 from vlm_reward.cameras import WORKSPACE, CameraSpec, projections
 from vlm_reward.ensemble import Ensemble
 from vlm_reward.envs import make_env
-from vlm_reward.reach import ReachHead, ReachModel, agree, load_head, triangulate
+from vlm_reward.reach import (
+    Finder,
+    ReachHead,
+    ReachModel,
+    agree,
+    load_weights,
+    save_weights,
+    triangulate,
+)
 from vlm_reward.reward_model import RewardModel
 from vlm_reward.transforms import GoalBaseline
 
@@ -42,9 +52,30 @@ def head_of(seed: int = 0, layers: int = 0) -> ReachHead:
     return ReachHead(4, 32, 32, asked=8, kept=4, layers=layers)
 
 
+def finder_of(seed: int = 0) -> Finder:
+    """A random finder for it: images of 32 pixels, so 8 x 8 cells."""
+    torch.manual_seed(seed)
+    return Finder(32, 4, 32, 32, asked=8)
+
+
 @pytest.fixture
 def model(tiny_encoder) -> ReachModel:
     return ReachModel(tiny_encoder, head_of(), camera_spec=SPEC, dtype=torch.float32)
+
+
+@pytest.fixture
+def placed(tiny_encoder) -> ReachModel:
+    """One that looks for the thing in the first frame."""
+    metadata = {"projections": dict(zip(SPEC.cameras, SEES.tolist(), strict=True))}
+    return ReachModel(
+        tiny_encoder,
+        head_of(),
+        finder_of(),
+        camera_spec=SPEC,
+        metadata=metadata,
+        start_weight=1,
+        dtype=torch.float32,
+    )
 
 
 @pytest.mark.parametrize(("metres", "score"), [(0.01, 1), (0.1, 0), (1.0, -1), (0.001, 1), (3.0, -1)])
@@ -119,30 +150,65 @@ def test_a_thing_is_where_all_views_agree():
     torch.testing.assert_close(agree(wrong[None, :, None], SEES)[0], point, atol=0.05, rtol=0)
 
 
-def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, frames):
-    metadata = {"projections": dict(zip(SPEC.cameras, SEES.tolist(), strict=True))}
-    placed = ReachModel(model.encoder, head_of(), camera_spec=SPEC, metadata=metadata).with_start_weight(1)
+def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, placed, frames):
     start = frames[2]
     scores = placed.score(frames, TEXT, start=start)
     assert scores.shape == (3, 2)
     np.testing.assert_array_equal(scores[:, 0], scores[:, 1])  # one of all views
-    images, first = (torch.from_numpy(placed.embed(each)) for each in (frames, start[None]))
-    hand = triangulate(images[..., -2:], SEES)
+    hand = triangulate(torch.from_numpy(placed.embed(frames))[..., -2:], SEES)
+    pixels = placed.encoder.preprocess(start)
     with torch.inference_mode():
-        thing = agree(placed.head(first[:, :, None], placed._embed_texts([TEXT]))[3], SEES)[:, 0]
+        looked = placed.finder.look(pixels, placed.encoder.encode_patches(pixels)[1])
+        logits = placed.finder(looked, placed._embed_texts([TEXT]))
+    assert logits.shape == (2, 64)
+    thing = agree(logits[None, :, None], SEES)[:, 0]
     metres = (hand - thing).norm(dim=-1).clamp(0.01, 1).numpy()
     np.testing.assert_allclose(scores[:, 0], -1 - np.log10(metres), atol=1e-4)
+    np.testing.assert_allclose(placed.locate(start[None], TEXT), thing, atol=1e-5)
     both = placed.score(frames, [TEXT, "press the button", TEXT], start=start)
     np.testing.assert_allclose(both[::2], scores[::2], atol=1e-5)
     kinds = placed.compare(placed.embed(frames), [TEXT, "press the button"], placed.embed_start(start[None]))
     np.testing.assert_allclose(kinds[1, :, 1], both[1], atol=1e-5)
+    located = placed.locate(frames, [TEXT, "press the button", TEXT])
+    np.testing.assert_allclose(located[1], placed.locate(frames[1:2], "press the button")[0], atol=1e-5)
     assert placed.with_start_weight(0).projections is None
+    np.testing.assert_array_equal(placed.with_start_weight(0).score(frames, TEXT), model.score(frames, TEXT))
+
+
+def test_what_takes_a_first_frame_is_refused_without(model, placed, frames):
     with pytest.raises(ValueError, match=r"takes two views .*: got corner;"):
         placed.with_cameras("corner")
-    with pytest.raises(ValueError, match="there is no projection of corner, corner3"):
+    with pytest.raises(ValueError, match=r"takes a finder, which this model has not: train one"):
         model.with_start_weight(1)
+    with pytest.raises(ValueError, match="there is no projection of corner, corner3"):
+        ReachModel(model.encoder, head_of(), finder_of(), camera_spec=SPEC, start_weight=1)
     with pytest.raises(ValueError, match="give start=the first frame"):
         placed.score(frames, TEXT)
+    with pytest.raises(ValueError, match=r"only a start_weight of 1 knows where things are"):
+        placed.with_start_weight(0).locate(frames, TEXT)
+    with pytest.raises(ValueError, match="the finder is of another backbone"):
+        ReachModel(model.encoder, head_of(), Finder(32, 4, 8, 32), camera_spec=SPEC)
+    with pytest.raises(ValueError, match="a multiple of 8 pixels a side and patches be a square grid"):
+        Finder(30, 4, 32, 32)
+
+
+def test_a_finder_tells_places_finer_than_patches():
+    """Two images with the same patches that differ in their pixels, learned in some steps: each to its cell."""
+    finder = finder_of()
+    pixels, patches, text = torch.full((2, 3, 32, 32), -1.0), torch.zeros(2, 4, 32), torch.eye(32)[2]
+    cells = (9, 27)  # of 8 x 8, both in the upper left patch
+    for image, cell in enumerate(cells):
+        row, column = divmod(cell, 8)
+        pixels[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1.0
+    torch.testing.assert_close(finder.centres[9], torch.tensor([-0.625, 0.625]))
+    optimizer = torch.optim.AdamW(finder.parameters(), 3e-3)
+    for _ in range(30):
+        logits = finder(finder.look(pixels, patches), text)
+        loss = heads.where_loss(logits[:, None], finder.centres[list(cells)][:, None], finder.centres)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert logits.argmax(-1).tolist() == [*cells]
 
 
 def test_an_agent_may_have_one_view_without_the_first_frame():
@@ -155,21 +221,27 @@ def test_an_agent_may_have_one_view_without_the_first_frame():
     assert scorer.camera_spec.cameras == ("corner",)
 
 
-@pytest.mark.parametrize("layers", [0, 1])
-def test_saved_and_loaded_it_scores_the_same(layers, tiny_backbone_dir, tmp_path, frames):
+@pytest.mark.parametrize(("layers", "finds"), [(0, False), (1, True)])
+def test_saved_and_loaded_it_scores_the_same(layers, finds, tiny_backbone_dir, tmp_path, frames):
     backbone = tmp_path / "tiny"
     backbone.symlink_to(tiny_backbone_dir)
+    sees = dict(zip(SPEC.cameras, SEES.tolist(), strict=True))
     made = ReachModel(
         RewardModel.from_pretrained(tiny_backbone_dir).encoder,
         head_of(layers=layers),
+        finder_of() if finds else None,
         camera_spec=SPEC,
-        metadata={"objective": "reach", "train_tasks": ["reach-v3"]},
+        start_weight=float(finds),
+        metadata={"objective": "reach", "train_tasks": ["reach-v3"], "projections": sees},
     )
     made.save_pretrained(tmp_path / "reach")
     names = {file.name for file in (tmp_path / "reach").iterdir()}
-    assert names == {"README.md", "reach.safetensors", "vlm_reward.json"}
+    finder = {"finder.safetensors"} if finds else set()
+    assert names == {"README.md", "reach.safetensors", "vlm_reward.json"} | finder
     facts = json.loads((tmp_path / "reach" / module.METADATA).read_text())
-    assert facts["format_version"] == module.REACH_VERSION == 9
+    assert facts["format_version"] == module.REACH_VERSION == 10
+    sizes = {"image_size": 32, "patches": 4, "width": 32, "text_width": 32, "asked": 8}
+    assert facts.get("finder") == (sizes if finds else None)
     assert facts["reach"] == {
         "patches": 4,
         "width": 32,
@@ -184,22 +256,31 @@ def test_saved_and_loaded_it_scores_the_same(layers, tiny_backbone_dir, tmp_path
     again = RewardModel.from_pretrained(tmp_path / "reach")
     assert isinstance(again, ReachModel)
     assert again.metadata["train_tasks"] == ["reach-v3"]
-    np.testing.assert_array_equal(again.score(frames, TEXT), made.score(frames, TEXT))
+    start = frames[0] if finds else None
+    np.testing.assert_array_equal(
+        again.score(frames, TEXT, start=start), made.score(frames, TEXT, start=start)
+    )
     with pytest.raises(ValueError, match="push the backbone first"):
         again.push_to_hub("me/reach")
 
 
-def test_damaged_or_foreign_heads_are_refused(model, tmp_path):
-    model.head.save(tmp_path / "head")
+@pytest.mark.parametrize("part", [head_of(), finder_of()])
+def test_damaged_or_foreign_weights_are_refused(part, tmp_path):
+    file, kind = tmp_path / "weights", type(part)
+    save_weights(part, file)
+    assert torch.equal(load_weights(kind, file, part.sizes).asked.weight, part.asked.weight)
     with pytest.raises(ValueError, match="is damaged"):
-        load_head(tmp_path / "head", model.head.sizes | {"asked": 9})
+        load_weights(kind, file, part.sizes | {"asked": 9})
     with pytest.raises(ValueError, match="is damaged"):
-        load_head(tmp_path / "head", None)
+        load_weights(kind, file, None)
     with pytest.raises(FileNotFoundError, match=r"has no reach\.safetensors"):
-        load_head(tmp_path / "reach.safetensors", model.head.sizes)
-    (tmp_path / "head").write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match="train it again"):
-        load_head(tmp_path / "head", model.head.sizes)
+        load_weights(kind, tmp_path / "reach.safetensors", part.sizes)
+    file.write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=rf"train it again: .*{'reach' if kind is ReachHead else 'find'}"):
+        load_weights(kind, file, part.sizes)
+
+
+def test_a_foreign_head_is_refused(model):
     with pytest.raises(ValueError, match="the head is of another backbone"):
         ReachModel(model.encoder, ReachHead(9, 32, 32), camera_spec=SPEC)
     with pytest.raises(ValueError, match="square grid"):
@@ -272,6 +353,10 @@ def test_the_loss_is_that_of_hand(model):
     share = np.exp([-0.0, -2.0, -2.0, -4.0])  # squared distances 0, 1, 1, 2 over 2 / 4
     share /= share.sum()
     assert losses["where"] == pytest.approx(np.log(4) + (share * np.log(share)).sum(), abs=1e-5)
+    wide = heads.where_loss(torch.zeros(1, 1, 4), thing[:1, :1], head.centres, spread=1.0)
+    share = np.exp([-0.0, -0.5, -0.5, -1.0])
+    share /= share.sum()
+    assert wide == pytest.approx(np.log(4) + (share * np.log(share)).sum(), abs=1e-5)
 
 
 @pytest.fixture
@@ -326,18 +411,61 @@ def test_stopped_and_resumed_it_comes_to_the_same_weights(config, tmp_path, monk
 
 def test_it_learns_to_tell_the_nearer_hand(config):
     """Of real scenes, with patches of the embedded backbone; half would be chance."""
-    learned = replace(config, backbone="siglip2-tiny", steps=150, batch_size=64, start_weight=1)
+    learned = replace(config, backbone="siglip2-tiny", steps=150, batch_size=64)
     right = command.reach(learned)
     assert right["learned tasks"] > 0.85
     model = RewardModel.from_pretrained(learned.output)
     assert model.metadata["train_tasks"] == ["push-v3", "window-open-v3"]
     assert model.metadata["validation"] == right
+    frames = np.zeros((1, 1, 56, 56, 3), np.uint8)
+    assert model.with_cameras("corner").score(frames, TEXT).shape == (1, 1)
+
+
+def test_it_learns_to_find_things(config, monkeypatch, capsys):
+    """The same scenes; stopped and resumed it comes to the same weights."""
+    command.reach(replace(config, backbone="siglip2-tiny", steps=2))
+    monkeypatch.setattr(find, "train_tasks", command.train_tasks)
+    finding = FindConfig(
+        output=config.output.parent / "found",
+        reach=str(config.output),
+        scenes=config.scenes,
+        steps=60,
+        batch_size=16,
+        learning_rate=2e-3,
+        threads=1,
+    )
+    right = find.find(finding)
+    assert right["learned tasks"] > 0.6  # at the first step 2 %
+    assert {file.name for file in finding.output.iterdir()} == {
+        "README.md",
+        module.REACH,
+        module.FINDER,
+        module.METADATA,
+    }
+    model = RewardModel.from_pretrained(finding.output)
+    assert model.metadata["validation"] == right
+    assert model.metadata["head"]["trained_steps"] == 2
     frames = np.zeros((1, 3, 56, 56, 3), np.uint8)
     assert model.score(frames, TEXT, start=frames[0]).shape == (1, 3)
     assert model.with_cameras(("corner4", "corner")).score(
         frames[:, :2], TEXT, start=frames[0, :2]
     ).shape == (1, 2)
     assert model.with_start_weight(0).with_cameras("corner").score(frames[:, :1], TEXT).shape == (1, 1)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        find.find(finding)
+    with pytest.raises(ValueError, match="is no reach model"):
+        find.find(replace(finding, reach="siglip2-tiny", output=finding.output / "other"))
+
+    short = replace(finding, steps=3, output=finding.output.parent / "whole")
+    find.find(short)
+    parted, calls = replace(short, output=finding.output.parent / "parted"), iter([False, True])
+    stopped = type("Stop", (), {"__enter__": lambda _: lambda: next(calls), "__exit__": lambda *_: None})
+    with monkeypatch.context() as patched:
+        patched.setattr(find, "stop_on_interrupt", stopped)
+        assert find.find(parted) == {}
+    find.find(replace(parted, resume=True))
+    whole, again = ((each.output / module.FINDER).read_bytes() for each in (short, parted))
+    assert whole == again
 
 
 def test_the_cameras_of_all_tasks_see_the_same():

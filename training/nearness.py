@@ -6,7 +6,8 @@
 Builds fresh worlds (`training.worlds`), sends the hand to places in a ball about each thing, the rest as it was,
 and scores what the cameras see by "touch the <thing>", as an agent would be rewarded. Prints the rank correlation
 of score and nearness over the places of a thing (chance 0), and how far from the thing the hand is where the score
-is highest: what an agent that did nothing else would come to. Of a checkpoint to choose, without a task.
+is highest: what an agent that did nothing else would come to; of a model that says where things are, also how far
+off that is (mean and median). Of a checkpoint to choose, without a task.
 """
 
 from collections import defaultdict
@@ -20,6 +21,7 @@ from training.worlds import World
 from vlm_reward._jobs import BAR_SECONDS
 from vlm_reward.cameras import CameraRig, CameraSpec
 from vlm_reward.metrics import bootstrap_interval, spearman
+from vlm_reward.reach import ReachModel
 from vlm_reward.reward_model import RewardModel, auto_device
 
 NEAR, FAR = 0.02, 0.25
@@ -73,7 +75,10 @@ def visit(
 
 
 def nearness(config: Config) -> dict[str, dict[str, np.ndarray]]:
-    """By kind of thing ("all", "alone in its world", "press", ...): `correlation` and `metres`, one a thing."""
+    """By kind of thing ("all", "alone in its world", "press", ...): `correlation` and `metres`, one a thing.
+
+    Of a reach model that looks for things in first frames also `off`, metres.
+    """
     model = RewardModel.from_pretrained(config.checkpoint, device=auto_device("auto"))
     if config.cameras:
         model = model.with_cameras(config.cameras)
@@ -85,12 +90,16 @@ def nearness(config: Config) -> dict[str, dict[str, np.ndarray]]:
             world.begin()
             first = rig.render()
             for thing, named in enumerate(world.things[:-1]):
+                asked, part = f"touch the {named.noun}", world.parts()[thing]
                 frames, far = visit(world, rig, thing, config.places, rng)
-                score = model.score(frames, f"touch the {named.noun}", start=first).mean(1)
+                score = model.score(frames, asked, start=first).mean(1)
+                figures = {"correlation": spearman(score, -far), "metres": float(far[score.argmax()])}
+                if isinstance(model, ReachModel) and model.start_weight:
+                    figures["off"] = float(np.linalg.norm(model.locate(first[None], asked)[0] - part))
                 alone = ["alone in its world"] if len(world.things) == 2 else []
                 for kind in ("all", *alone, named.kind or "lying"):
-                    found[kind]["correlation"].append(spearman(score, -far))
-                    found[kind]["metres"].append(float(far[score.argmax()]))
+                    for name, figure in figures.items():
+                        found[kind][name].append(figure)
     return {kind: {name: np.array(of) for name, of in each.items()} for kind, each in found.items()}
 
 
@@ -105,11 +114,13 @@ def main() -> None:
         f"{config.checkpoint}, {config.worlds} worlds, {config.places} places of the hand about each thing:"
     )
     for kind, each in sorted(found.items(), key=lambda one: -len(one[1]["metres"])):
-        values, metres = 100 * each["correlation"], each["metres"]
+        values, metres = 100 * each["correlation"], 100 * each["metres"]
         low, high = bootstrap_interval(values, seed=0)
+        off = 100 * each.get("off", np.empty(0))
         print(
             f"  {kind:20s}{len(values):4d} things  rank correlation {values.mean():5.1f} [{low:.1f}, {high:.1f}]"
-            f"  best scored at {100 * metres.mean():.1f} cm"
+            f"  best scored at {metres.mean():.1f} cm"
+            + (f"  place off by {off.mean():.1f} cm (median {np.median(off):.1f})" if off.size else "")
         )
 
 

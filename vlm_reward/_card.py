@@ -214,11 +214,16 @@ def _reach_learned(facts: Mapping[str, Any], protocol: Mapping[str, Any]) -> str
     """Of a reach model: where it was learned, and how often it is right."""
     right = facts.get("validation", {})
     told = ", ".join(f"{name} {100 * part:.1f} %" for name, part in right.items())
+    what = (
+        "Its likeliest place of a thing is no further from the true one than a twentieth of the image"
+        if "finder" in facts
+        else "Of two images of a scene it tells the nearer hand"
+    )
     return (
         f"Scenes of {len(facts.get('train_tasks', []))} tasks and of worlds that no task has "
         f"({_code(protocol.get('scenes'))}), where the simulator knows where hand and things are{_unseen(facts)}. "
         f"Seed {facts.get('seed')}, {facts.get('trained_steps')} steps of {protocol.get('batch_size')} images. "
-        f"Of two images of a scene it tells the nearer hand: {told}."
+        f"{what}: {told}."
     )
 
 
@@ -236,7 +241,7 @@ def _inside(facts: Mapping[str, Any], key: str, name: str) -> Any:
     return noted.get(name) if isinstance(noted, Mapping) else None
 
 
-_ELSEWHERE = ("format_version", "camera_spec", "projections", "evaluation", "validation", "protocol")
+_ELSEWHERE = ("format_version", "camera_spec", "projections", "evaluation", "validation", "protocol", "head")
 
 
 def _code(names: str | Sequence[str] | None) -> str:

@@ -34,11 +34,13 @@ JUDGE = "judge"
 """Folder of the judge within that of the adapter."""
 REACH = "reach.safetensors"
 """File of a `vlm_reward.reach.ReachHead`."""
+FINDER = "finder.safetensors"
+"""File of a `vlm_reward.reach.Finder`, beside it."""
 # Plain; with a start_weight; a judge; an approach_weight; crops; members; an approach_weight of all of them; a
-# head that tells how near the hand is (since 9 with layers, or where the thing was at first). An older library
-# would overlook what came later.
+# head that tells how near the hand is (since 9 with layers, since 10 with a finder). An older library would
+# overlook what came later.
 FORMAT_VERSION, START_VERSION, JUDGE_VERSION, APPROACH_VERSION, CROP_VERSION = range(1, 6)
-ENSEMBLE_VERSION, ASKED_VERSION, REACH_VERSION = 6, 7, 9
+ENSEMBLE_VERSION, ASKED_VERSION, REACH_VERSION = 6, 7, 10
 _TEXT_CACHE = 4096  # sentences; 3 MB at 192 dimensions
 
 
@@ -160,13 +162,16 @@ class RewardModel:
             )
         judge = None
         if "reach" in metadata:
-            from vlm_reward.reach import ReachModel, load_head
+            from vlm_reward.reach import Finder, ReachHead, ReachModel, load_weights
 
             encoder = _backbone_of(folder, metadata.get("backbone"), None, local_files_only)
             encoder.requires_grad_(False).to(device).eval()
-            head = load_head(folder / REACH, metadata["reach"])
+            head = load_weights(ReachHead, folder / REACH, metadata["reach"])
+            finder = (
+                load_weights(Finder, folder / FINDER, sizes) if (sizes := metadata.get("finder")) else None
+            )
             same = {"camera_spec": spec, "crops": crops, "metadata": metadata, "dtype": dtype}
-            return ReachModel(encoder, head, **same, start_weight=weights["start_weight"])
+            return ReachModel(encoder, head, finder, **same, start_weight=weights["start_weight"])
         if (folder / ADAPTER_CONFIG).is_file():
             config: Any = read_adapter_config(folder)
             backbone = metadata.get("backbone") or config.base_model_name_or_path
@@ -614,7 +619,17 @@ def embed_together(
 
 
 _WEIGHTS = ("start_weight", "approach_weight")
-_OWN_KEYS = ("format_version", "backbone", "camera_spec", "judge", "crops", "members", "reach", *_WEIGHTS)
+_OWN_KEYS = (
+    "format_version",
+    "backbone",
+    "camera_spec",
+    "judge",
+    "crops",
+    "members",
+    "reach",
+    "finder",
+    *_WEIGHTS,
+)
 
 
 def _source(encoder: DualEncoder) -> tuple[Path | str, str | None]:
