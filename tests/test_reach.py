@@ -425,13 +425,14 @@ def test_it_learns_to_find_things(config, monkeypatch, capsys):
     """The same scenes; stopped and resumed it comes to the same weights."""
     command.reach(replace(config, backbone="siglip2-tiny", steps=2))
     monkeypatch.setattr(find, "train_tasks", command.train_tasks)
+    monkeypatch.setattr(find, "PER_SCENE", 16)
     finding = FindConfig(
         output=config.output.parent / "found",
         reach=str(config.output),
         scenes=config.scenes,
-        steps=60,
+        steps=30,
         batch_size=16,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         threads=1,
     )
     right = find.find(finding)

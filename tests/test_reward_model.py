@@ -593,7 +593,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
     folder = broken("cut")
     (folder / weights).write_bytes((folder / weights).read_bytes()[:-1])
     (broken("facts") / facts).write_text("{")
-    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 10}))
+    (broken("newer") / facts).write_text(json.dumps(fields | {"format_version": 11}))
     (broken("spec") / facts).write_text(json.dumps(fields | {"camera_spec": {"cameras": ["corner"]}}))
     (broken("orphan") / facts).write_text(json.dumps(fields | {"backbone": "who/knows"}))
     (broken("nameless") / facts).write_text(json.dumps(fields | {"backbone": ""}))
@@ -606,7 +606,7 @@ def test_damaged_adapter_folders(tiny_backbone_dir, tiny_adapter_dir, tmp_path):
         ("no-config", FileNotFoundError, r"neither config.json \(a backbone\) nor adapter_config.json"),
         ("cut", ValueError, "truncated or damaged"),
         ("facts", ValueError, "vlm_reward.json is damaged"),
-        ("newer", ValueError, "format version 10, this vlm-reward reads up to 9: upgrade"),
+        ("newer", ValueError, "format version 11, this vlm-reward reads up to 10: upgrade"),
         ("spec", ValueError, "vlm_reward.json is damaged .*camera spec needs the fields"),
         ("orphan", FileNotFoundError, "the backbone of adapter .* is missing: no model 'who/knows'"),
         ("nameless", ValueError, "names no backbone"),
