@@ -63,7 +63,7 @@ def test_correlation_and_the_best_place(sign, correlation, monkeypatch, capsys):
 
 
 def test_of_a_model_that_says_where_things_are_it_measures_how_far_off_that_is(monkeypatch, capsys):
-    arguments = ["--checkpoint", "siglip2-tiny-soup/reach+start", "--cameras", "corner", "corner3"]
+    arguments = ["--checkpoint", "siglip2-tiny-soup/reach+finder", "--cameras", "corner", "corner3"]
     monkeypatch.setattr(
         sys, "argv", ["nearness", *arguments, "--worlds", "1", "--places", "2", "--seed", "7"]
     )

@@ -171,6 +171,17 @@ def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, pla
     np.testing.assert_allclose(kinds[1, :, 1], both[1], atol=1e-5)
     located = placed.locate(frames, [TEXT, "press the button", TEXT])
     np.testing.assert_allclose(located[1], placed.locate(frames[1:2], "press the button")[0], atol=1e-5)
+    by_head = ReachModel(
+        placed.encoder, head_of(), camera_spec=SPEC, metadata=placed.metadata, dtype=torch.float32
+    ).with_start_weight(1)
+    seen = torch.from_numpy(by_head.embed_start(start[None]))
+    with torch.inference_mode():
+        thing = agree(by_head.head(seen[:, :, None], by_head._embed_texts([TEXT]))[3], SEES)[:, 0]
+    np.testing.assert_allclose(by_head.locate(start[None], TEXT), thing, atol=1e-5)
+    metres = (hand - thing).norm(dim=-1).clamp(0.01, 1).numpy()
+    np.testing.assert_allclose(
+        by_head.score(frames, TEXT, start=start)[:, 0], -1 - np.log10(metres), atol=1e-4
+    )
     assert placed.with_start_weight(0).projections is None
     np.testing.assert_array_equal(placed.with_start_weight(0).score(frames, TEXT), model.score(frames, TEXT))
 
@@ -178,10 +189,8 @@ def test_against_the_first_frame_it_measures_from_where_the_thing_was(model, pla
 def test_what_takes_a_first_frame_is_refused_without(model, placed, frames):
     with pytest.raises(ValueError, match=r"takes two views .*: got corner;"):
         placed.with_cameras("corner")
-    with pytest.raises(ValueError, match=r"takes a finder, which this model has not: train one"):
-        model.with_start_weight(1)
     with pytest.raises(ValueError, match="there is no projection of corner, corner3"):
-        ReachModel(model.encoder, head_of(), finder_of(), camera_spec=SPEC, start_weight=1)
+        model.with_start_weight(1)
     with pytest.raises(ValueError, match="give start=the first frame"):
         placed.score(frames, TEXT)
     with pytest.raises(ValueError, match=r"only a start_weight of 1 knows where things are"):

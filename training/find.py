@@ -1,6 +1,6 @@
 """Teach a reach model where the thing is that a sentence names, to a fraction of a patch.
 
-    python -m training.find --reach siglip2-tiny-soup/reach --scenes out/hands out/wide --output runs/reach+start
+    python -m training.find --reach siglip2-tiny-soup/reach --scenes out/hands out/wide --output runs/reach+finder
 
 Takes what `training.reach` made and scenes as it learned from, and writes a model that looks for the thing in an
 episode's first frame, by all views together, and for the hand in each. Backbone and head stay as they are; the
@@ -123,7 +123,7 @@ def find(config: FindConfig) -> dict[str, float]:
             return {}
     finder.eval()
     right = {name: found(model, finder, things, of) for name, of in things.kinds().items()}
-    facts = {"objective": "reach+start", "preset": "", "seed": config.seed}
+    facts = {"objective": "reach+finder", "preset": "", "seed": config.seed}
     facts |= {"train_tasks": things.learned_tasks, "trained_steps": config.steps}
     facts |= {"protocol": config.protocol(), "validation": right}
     facts |= {"head": {key: model.metadata.get(key) for key in ("trained_steps", "protocol", "validation")}}

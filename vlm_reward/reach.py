@@ -312,7 +312,7 @@ class ReachModel(RewardModel):
     Args:
         encoder: a SigLIP of fixed resolution, whose patches and sentences the head was trained with, frozen.
         head: see `ReachHead`.
-        finder: see `Finder`; without one there is no start_weight of 1.
+        finder: see `Finder`; without one the head looks for the thing in the first frame, too.
         options: `camera_spec`, `crops`, `start_weight` (0 or 1), `metadata` and `dtype`, as of a `RewardModel`.
             For a start_weight the metadata have `projections`, of `vlm_reward.cameras.projections`, by camera.
 
@@ -348,11 +348,6 @@ class ReachModel(RewardModel):
                 "a reach model looks at each frame alone (start_weight 0) or for the thing in the first (1), "
                 f"got {self.start_weight}"
             )
-        if self.finder is None:
-            raise ValueError(
-                "to look for the thing in the first frame (start_weight 1) takes a finder, which this model has "
-                "not: train one with python -m training.find, or take siglip2-tiny-soup/reach+start"
-            )
         cameras = self.camera_spec.cameras if self.camera_spec else ()
         if len(cameras) < 2:
             raise ValueError(
@@ -363,7 +358,7 @@ class ReachModel(RewardModel):
         if missing := set(cameras) - set(known):
             raise ValueError(
                 f"there is no projection of {', '.join(sorted(missing))}, which a start_weight of 1 needs: train "
-                "the finder again with python -m training.find, or take 0"
+                "the model again with python -m training.reach, or take 0"
             )
         matrices = torch.tensor([known[camera] for camera in cameras], dtype=torch.float32)
         self.projections = matrices.to(encoder.device)
@@ -396,7 +391,7 @@ class ReachModel(RewardModel):
         return ReachModel(self.encoder, self.head, self.finder, **same, dtype=self.dtype)
 
     def embed_start(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """First frames, as `score` and `compare` take them: float32 [N, V, D'], see `Finder.look`."""
+        """First frames, as `score` and `compare` take them: float32 [N, V, D'], of `look` of the finder or head."""
         self._check_frames(frames)
         if self.finder is None:
             return self.embed(frames)
@@ -436,9 +431,10 @@ class ReachModel(RewardModel):
 
     def _things(self, starts: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """Places [N, K, 3] of what texts name, [K, D] or one for each of N, [N, 1, 1, D]."""
-        assert self.finder is not None  # as there is a start_weight
-        assert self.projections is not None
-        return agree(self.finder(starts[:, :, None], texts), self.projections)
+        assert self.projections is not None  # as there is a start_weight
+        starts = starts[:, :, None]
+        logits = self.head(starts, texts)[3] if self.finder is None else self.finder(starts, texts)
+        return agree(logits, self.projections)
 
     def _read(self, images: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
         assert patches is not None
