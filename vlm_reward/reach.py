@@ -391,7 +391,7 @@ class ReachModel(RewardModel):
         return ReachModel(self.encoder, self.head, self.finder, **same, dtype=self.dtype)
 
     def embed_start(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """First frames, as `score` and `compare` take them: float32 [N, V, D'], of `look` of the finder or head."""
+        """First frames, as `score` and `compare` take them: float32 [N, V, D'], what finder or head look for."""
         self._check_frames(frames)
         if self.finder is None:
             return self.embed(frames)
